@@ -1,0 +1,1140 @@
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.9"
+# dependencies = [
+#     "duo_client>=5.5,<6",
+#     "python-dateutil>=2.9,<5",
+# ]
+# ///
+"""Delete the phones that users left half set up in Duo, so that they can start over.
+
+The first run to see a limbo phone stamps it: the seconds since the epoch become its
+name. A later run deletes it once that tag is older than the grace period. The tag is
+all the state there is, and it is in Duo: a run may be killed, repeated or overlap
+another one.
+
+This file reads from top to bottom in the order of a run: tags and the verdict, the
+Duo client, the walk, acting on a phone, reporting, the command line (HELP says what
+all of this is for), main.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import enum
+import functools
+import http.client
+import json
+import os
+import random
+import re
+import signal
+import socket
+import ssl
+import stat
+import sys
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NoReturn, TextIO, TypeVar
+
+import duo_client
+from dateutil.parser import isoparse
+from dateutil.relativedelta import relativedelta
+
+__version__ = "1.0.0"
+
+# A phone or user as Duo gives it: any field may be missing, null or of another type.
+Record = dict[str, Any]
+T = TypeVar("T")
+
+
+# ---------------------------------------------------------------- tags and the verdict
+
+
+class Verdict(enum.Enum):
+    """What a phone's record alone says to do with it. The value is the verb for it."""
+
+    STAMP = "stamp"
+    DELETE = "delete"
+    UNTAG = "untag"
+    NAMED = "leave alone"
+    WAIT = "wait"
+
+
+def is_limbo(phone: Record) -> bool:
+    """Tell whether somebody began to set this phone up and has not finished."""
+    platform = phone.get("platform")
+    generic = isinstance(platform, str) and platform.lower() == "generic smartphone"
+    return generic and not phone.get("activated")
+
+
+def read_tag(phone: Record) -> int | None:
+    """Return the phone's tag in seconds since the epoch, None if its name is no tag.
+
+    Not with int(): it takes " 12 ", "+12", "1_000" and the digits of other scripts.
+    """
+    name = phone.get("name")
+    if not isinstance(name, str) or not re.fullmatch("[1-9][0-9]{9}", name):
+        return None
+    digits = re.sub("[^0-9]", "", str(phone.get("number")))
+    return None if digits.endswith(name) else int(name)
+
+
+def read_last_seen(phone: Record) -> float | None:
+    """Return when the phone was last in use, in seconds since the epoch; None if never.
+
+    Raises ValueError or OverflowError if that cannot be read.
+    """
+    value = phone.get("last_seen")
+    if value is None or value == "":
+        return None
+    if type(value) is int:
+        return value
+    if not isinstance(value, str):
+        raise ValueError("neither ISO 8601 nor an integer")
+    seen = isoparse(value)
+    return (seen if seen.tzinfo else seen.replace(tzinfo=timezone.utc)).timestamp()
+
+
+def verdict(phone: Record, now: int, grace_period: int) -> Verdict | None:
+    """Say what to do with a phone; None if it is none of this program's business.
+
+    `now` is in seconds since the epoch, `grace_period` in minutes. The first rule
+    that fits decides.
+    """
+    name, tag = phone.get("name"), read_tag(phone)
+    if not is_limbo(phone):
+        return None if tag is None else Verdict.UNTAG
+    if name is None or (isinstance(name, str) and not name.strip()):
+        return Verdict.STAMP
+    if tag is None:
+        return Verdict.NAMED
+    if tag > now:
+        return Verdict.WAIT
+    try:
+        last_seen = read_last_seen(phone)
+    except (ValueError, OverflowError):
+        return Verdict.WAIT
+    if last_seen is not None and last_seen > tag:
+        return Verdict.STAMP  # in use since: the tag is from an earlier life
+    return Verdict.DELETE if now - tag >= grace_period * 60 else Verdict.WAIT
+
+
+# ---------------------------------------------------------------------- the Duo client
+
+PAGE = 300  # users a page: the most that Duo gives (Admin API, Retrieve Users)
+PAGES_AHEAD = 4  # pages asked for and not yet consumed
+NAMES = 100  # user names in one look-up: the most that Duo takes (username_list)
+TRIES = 3  # at a step that fails in passing
+PAUSE = 1.0  # seconds at most before the second try; twice that before the third
+PATIENCE = 180  # seconds of 429 before giving up; Duo counts requests by the minute
+NOT_FOUND = 40401  # Duo's code for an id that it does not know
+
+HINTS = {  # what the reader can do about an answer, by Duo's code or by HTTP status
+    40102: "check --ikey (DUO_IKEY), and that --host (DUO_HOST) belongs to it",
+    40103: "check --skey (DUO_SKEY) or --skey-file (DUO_SKEY_FILE)",
+    40104: "check this machine's clock",
+    40105: "check this machine's clock",
+    401: "check --ikey (DUO_IKEY), --skey (DUO_SKEY) and --host (DUO_HOST)",
+    403: "give the Admin API application the permissions Grant resource - Read and"
+    " Grant resource - Write",
+    404: "check --host (DUO_HOST)",
+    429: "see what else uses up this tenant's rate limit",
+}
+
+
+class Failure(Exception):
+    """Why something could not be done, in one line.
+
+    `passing`: another try may go well. `fatal`: the run ends, not just this phone.
+    """
+
+    def __init__(
+        self, text: str, status: int = 0, passing: bool = False, fatal: bool = False
+    ) -> None:
+        super().__init__(text)
+        self.status, self.passing, self.fatal = status, passing, fatal
+
+
+# What duo_client and http.client raise: RuntimeError for an answer that is an error,
+# ValueError for one that is no text, RecursionError (a RuntimeError) for one too deep.
+ERRORS = (OSError, http.client.HTTPException, RuntimeError, ValueError, Failure)
+
+
+def duo_code(error: Exception) -> int:
+    """Return the code in Duo's error body, 0 if there is none."""
+    data = getattr(error, "data", None)
+    code = data.get("code") if isinstance(data, dict) else None
+    return code if isinstance(code, int) else 0
+
+
+def explain(error: Exception) -> Failure:
+    """Turn one of ERRORS into a Failure that says what can be done about it."""
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, ssl.SSLCertVerificationError):
+        text = f"the certificate of --host (DUO_HOST) fails: {error.verify_message}"
+        hint = "where the network inspects TLS, see --ca-certs (DUO_CA_CERTS)"
+        return Failure(f"{text}: {hint}", fatal=True)
+    if isinstance(error, OSError):  # nobody answered, not even with an error
+        text = f"no answer from Duo: {error.strerror or error}"
+        if isinstance(error, (socket.gaierror, ConnectionRefusedError)):
+            text += ": check --host (DUO_HOST) and this machine's network"
+        elif isinstance(error, socket.timeout):
+            text += ": check the network, or see --timeout (DUO_TIMEOUT)"
+        elif "Tunnel" in text:
+            text += ": check HTTPS_PROXY"
+        return Failure(text, passing=True, fatal=True)
+    status = getattr(error, "status", 200)
+    if status == 200:  # cut short, not HTTP, not JSON, or not as documented
+        what = error if isinstance(error, http.client.HTTPException) else "not its JSON"
+        text = shorten(f"no answer of the Admin API: {what}", 200)
+        return Failure(f"{text}: {HINTS[404]}", passing=True)
+    text = shorten(re.sub("^Received", "Duo answers", str(error)), 200)
+    hint = HINTS.get(duo_code(error)) or HINTS.get(status, "")
+    fatal = status in (401, 403, 429)
+    return Failure(f"{text}: {hint}" if hint else text, status, status >= 500, fatal)
+
+
+class DuoAdmin(duo_client.Admin):
+    """The Admin API over kept connections, each wait for the network limited."""
+
+    def __init__(self, settings: Settings, debug: Callable[[str], None]) -> None:
+        host, port = settings.host
+        super().__init__(
+            settings.ikey, settings.skey, host, port=port, timeout=settings.timeout
+        )
+        if settings.proxy:
+            self.set_proxy(*settings.proxy)
+        self._MAX_BACKOFF_WAIT_SECS = 0  # no 429 loop in duo_client: see persist
+        self._tls, self._debug = settings.tls, debug
+        self._idle: list[http.client.HTTPSConnection] = []
+        self._lock = threading.Lock()
+        self.requests = 0
+        self._gate = threading.Lock()  # held by the thread that waits out a 429
+        self._gate_opened = 0.0  # when such a thread last got through, monotonic
+
+    def _connect(self) -> http.client.HTTPSConnection:
+        with contextlib.suppress(IndexError):
+            return self._idle.pop()
+        duo = self.host, self.port or http.client.HTTPS_PORT
+        proxy = (self.proxy_host, self.proxy_port) if self.proxy_host else None
+        # Not duo_client's class: it sends a proxy's name as the TLS server name, and
+        # without TCP_NODELAY each POST on a kept connection takes 40 ms longer.
+        connection = http.client.HTTPSConnection(
+            *(proxy or duo), timeout=self.timeout, context=self._tls
+        )
+        if proxy:
+            connection.set_tunnel(*duo, headers=self.proxy_headers)
+        return connection
+
+    def _disconnect(self, connection: http.client.HTTPSConnection) -> None:
+        self._idle.append(connection)
+
+    def _attempt_single_request(
+        self, connection: Any, method: str, uri: str, body: Any, headers: Any
+    ) -> Any:
+        with self._lock:
+            self.requests += 1
+        began, outcome = time.monotonic(), "failed"
+        try:
+            answer = super()._attempt_single_request(
+                connection, method, uri, body, headers
+            )
+            outcome = answer[0].status
+            return answer
+        except BaseException:
+            # Where one connection broke, the idle ones are likely to be broken too.
+            idle, self._idle = self._idle, []
+            for each in (connection, *idle):
+                each.close()
+            raise
+        finally:
+            passed = time.monotonic() - began
+            self._debug(f"{method} {uri}: {outcome} after {passed:.2f} s")
+
+    def persist(self, step: Callable[[], T]) -> T:
+        """Carry out a step, again after a failure that may pass; return its result.
+
+        A step reads before it writes, so that no write is repeated without a fresh
+        read. A 429 is waited out by one thread, which then tries first; the others
+        wait at the gate. Raises Failure.
+        """
+        with self._gate:
+            pass
+        refused, failures = 0.0, 0
+        with contextlib.ExitStack() as stack:
+            while True:
+                try:
+                    result = step()
+                    if refused:
+                        self._gate_opened = time.monotonic()
+                    return result
+                except ERRORS as error:
+                    failure = explain(error)
+                if failure.status == 429 and not refused:
+                    refused = time.monotonic()
+                    stack.enter_context(self._gate)
+                    if self._gate_opened > refused:
+                        continue  # another thread has waited it out meanwhile
+                if failure.status == 429:
+                    waited = time.monotonic() - refused
+                    pause, again = 1 + waited / 10, waited < PATIENCE
+                else:
+                    failures += 1
+                    pause, again = (
+                        PAUSE * failures,
+                        failure.passing and failures < TRIES,
+                    )
+                if not again:
+                    raise failure
+                self._debug(f"{failure}; trying again")
+                time.sleep(pause * random.uniform(0.7, 1))
+
+    def pages(self, **criteria: str) -> Iterator[tuple[list[Any], int]]:
+        """Yield each page of the user listing, with the length of all, 0 if unknown.
+
+        Each page names the offset of the next. As far as the length goes, pages are
+        asked for before they are named, at even distances; one that is then not named
+        is dropped. Raises Failure.
+        """
+
+        def fetch(offset: int) -> tuple[list[Any], Record]:
+            params = {"limit": str(PAGE), "offset": str(offset), **criteria}
+            answer = self.api_call("GET", "/admin/v1/users", params)
+            users, metadata = self.parse_json_response_and_metadata(*answer)
+            if not isinstance(users, list) or not isinstance(metadata, dict):
+                raise Failure("Duo's answer is not a page of users", passing=True)
+            return users, metadata
+
+        def ask(offset: int) -> Future[tuple[list[Any], Record]]:
+            step = functools.partial(fetch, offset)
+            return in_thread(functools.partial(self.persist, step))
+
+        offset = 0
+        asked = {offset: ask(offset)}
+        while True:
+            users, metadata = asked.pop(offset).result()
+            total, following = (
+                metadata.get("total_objects"),
+                metadata.get("next_offset"),
+            )
+            length = total if isinstance(total, int) else 0
+            if following is not None:
+                if not isinstance(following, int) or following <= offset:
+                    raise Failure("Duo's listing of users does not go on: next_offset")
+                asked = {at: page for at, page in asked.items() if at >= following}
+                ahead = range(following, max(length, following + 1), following - offset)
+                for at in ahead[:PAGES_AHEAD]:
+                    if at not in asked and len(asked) < PAGES_AHEAD:
+                        asked[at] = ask(at)
+            yield users, length
+            if following is None:
+                return
+            offset = following
+
+
+def in_thread(function: Callable[[], T]) -> Future[T]:
+    """Call a function in a daemon thread: the end of the process need not await it."""
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
+
+
+# ---------------------------------------------------------------------------- the walk
+
+
+@dataclass
+class Found:
+    """A phone with a verdict: its record as last read, and the names of its users."""
+
+    phone_id: str
+    record: Record
+    verdict: Verdict
+    users: list[str]
+    sent: list[object] = field(default_factory=list)  # see Run.step
+
+    def __str__(self) -> str:
+        return f"phone {self.phone_id} of {', '.join(self.users)} ({self.number})"
+
+    @property
+    def number(self) -> str:
+        """The number as a person reads it: a phone without one is a tablet."""
+        return str(self.record.get("number") or "tablet")
+
+
+def user_name(user: Record) -> str:
+    """Return the name to show for a user."""
+    return str(user.get("username") or user.get("user_id") or "a user without a name")
+
+
+def all_names(user: Record) -> set[str]:
+    """Return every name that Duo finds a user by, in one case: it compares without."""
+    aliases = user.get("aliases")
+    names = [*aliases.values()] if isinstance(aliases, dict) else []
+    names += [user.get("username"), *(user.get(f"alias{n}") for n in range(1, 9))]
+    return {str(name).casefold() for name in names if name}
+
+
+@dataclass
+class Run:
+    """One execution: walk, plan, act."""
+
+    settings: Settings
+    duo: DuoAdmin
+    report: Report
+    clock: Callable[[], float]
+
+    def __call__(self) -> None:
+        """Carry the run out. Raises Failure if the walk does not get to its end."""
+        found = self.walk()
+        deletions = sum(phone.verdict is Verdict.DELETE for phone in found)
+        limit = self.settings.max_deletions
+        if limit is not None and deletions > limit:
+            self.report.fail(
+                f"{deletions} phones to delete, more than --max-deletions"
+                f" (DUO_MAX_DELETIONS) {limit}, so none is deleted: look at them with"
+                " --dry-run, then run once by hand with --max-deletions none"
+            )
+            if not self.settings.dry_run:
+                found = [each for each in found if each.verdict is not Verdict.DELETE]
+        if self.settings.dry_run:
+            self.report.rehearse(found)
+        else:
+            self.act(found)
+
+    def walk(self) -> list[Found]:
+        """Look at all users, or at the named ones, and return phones with a verdict."""
+        found: dict[str, Found] = {}
+        names = [*{name.casefold(): name for name in self.settings.users}.values()]
+        known: set[str] = set()
+        lookups: list[dict[str, str]] = [
+            {"username_list": json.dumps(names[start : start + NAMES])}
+            for start in range(0, len(names), NAMES)
+        ]
+        for criteria in lookups or [{}]:
+            for users, length in self.duo.pages(**criteria):
+                for user in users:
+                    if not isinstance(user, dict):
+                        raise Failure("Duo's listing has a user that is no object")
+                    if names:
+                        known |= all_names(user)
+                    self.look_at(user, found)
+                self.report.progress(length)
+        for name in names:
+            if name.casefold() not in known:
+                self.report.event("unknown_user", user=name)
+        self.report.limbo = sum(is_limbo(phone.record) for phone in found.values())
+        return [*found.values()]
+
+    def look_at(self, user: Record, found: dict[str, Found]) -> None:
+        """Add the phones of one user that have a verdict to those found."""
+        phones, name = user.get("phones") or [], user_name(user)
+        if not isinstance(phones, list):
+            raise Failure(f"Duo's listing has phones of user {name} that are no list")
+        self.report.users_seen += 1
+        self.report.phones_seen += len(phones)
+        for record in phones:
+            if not isinstance(record, dict):
+                self.report.fail(f"user {name} has a phone that is no object")
+                continue
+            says, phone_id = self.judge(record, self.now()), record.get("phone_id")
+            if says is None:
+                continue
+            # duo_client makes it part of a path, in which ../ would lead elsewhere.
+            if not re.fullmatch("[A-Za-z0-9_-]+", str(phone_id)) or phone_id is None:
+                self.report.fail(f"user {name} has a phone without a usable phone_id")
+            elif phone_id not in found:
+                found[phone_id] = Found(phone_id, record, says, [name])
+            elif name not in found[phone_id].users:
+                found[phone_id].users.append(name)
+
+    def now(self) -> int:
+        """Return the time in seconds since the epoch."""
+        return int(self.clock())
+
+    def judge(self, record: Record, now: int) -> Verdict | None:
+        """Return the verdict on a record; None also for UNTAG without --untag."""
+        says = verdict(record, now, self.settings.grace_period)
+        return None if says is Verdict.UNTAG and not self.settings.untag else says
+
+    # ------------------------------------------------------------- acting on a phone
+
+    def act(self, found: list[Found]) -> None:
+        """Carry out the verdicts in the order of the walk, asking first if told to."""
+        asking, number = not self.settings.force, 0
+        writes = sum(phone.verdict in WRITES for phone in found)
+        for phone in found:
+            if phone.verdict not in WRITES:
+                self.report.event(DONE[phone.verdict], phone)
+                continue
+            number += 1
+            look = functools.partial(self.step, phone, write=False)
+            outcome = ""
+            try:
+                if asking:  # the phone itself names all its users, a look-up may not
+                    outcome = self.duo.persist(look)
+                if asking and not outcome:
+                    question = self.report.question(phone, self.now())
+                    answer = self.report.ask(f"{number} of {writes}: {question}")
+                    if answer == "q":
+                        return
+                    asking = answer != "a"
+                    outcome = "declined" if answer == "n" else ""
+                if not outcome:
+                    outcome = self.duo.persist(functools.partial(self.step, phone))
+                self.report.event(outcome, phone)
+            except Failure as failure:
+                self.report.fail(str(failure), phone)
+                if failure.fatal:
+                    return
+
+    def step(self, phone: Found, write: bool = True) -> str:
+        """Read a phone again and carry its verdict out if that still stands.
+
+        Returns the event that tells what became of it; "" if `write` is false and the
+        verdict stands. What earlier tries sent is in `phone.sent`: where that is found
+        done, only the answer was lost.
+        """
+        earlier = [*phone.sent]
+        try:
+            record = self.duo.get_phone_by_id(phone.phone_id)
+            now = self.now()
+            if not isinstance(record, dict):
+                raise Failure("Duo's answer is not a phone", passing=True)
+            old_tag, phone.record = read_tag(phone.record), record
+            users = record.get("users")
+            if isinstance(users, list):
+                names = [user_name(user) for user in users if isinstance(user, dict)]
+                phone.users = names or phone.users
+            if record.get("name") in earlier:
+                return DONE[phone.verdict]
+            if self.judge(record, now) is not phone.verdict:
+                return "changed"
+            if phone.verdict is Verdict.DELETE and read_tag(record) != old_tag:
+                return "changed"
+            if not write:
+                return ""
+            if phone.verdict is Verdict.DELETE:
+                self.report.event("deleting", phone, record=record)
+                phone.sent.append(Verdict.DELETE)
+                self.duo.delete_phone(phone.phone_id)
+            else:
+                name = str(now) if phone.verdict is Verdict.STAMP else ""
+                phone.sent.append(name)
+                self.duo.update_phone(phone.phone_id, name=name)
+                phone.record = {**record, "name": name}
+        except RuntimeError as error:
+            if duo_code(error) != NOT_FOUND:
+                raise
+            return "deleted" if Verdict.DELETE in earlier else "gone"
+        return DONE[phone.verdict]
+
+
+# -------------------------------------------------------------------------- reporting
+
+WRITES = (Verdict.STAMP, Verdict.DELETE, Verdict.UNTAG)
+DONE = {  # the event that tells that a verdict was carried out
+    Verdict.STAMP: "stamped",
+    Verdict.DELETE: "deleted",
+    Verdict.UNTAG: "untagged",
+    Verdict.NAMED: "named",
+    Verdict.WAIT: "waiting",
+}
+LOUD = ("failed", "unknown_user")  # events told always, and exit status 1
+QUIET = ("deleting", "waiting", "named", "would_stamp", "would_delete", "would_untag")
+DOINGS = ("stamped", "deleted", "untagged", "declined", "changed", "gone")
+EVENTS = (*DOINGS, *QUIET, *LOUD)
+
+
+class OutputError(Exception):
+    """Standard output cannot be written."""
+
+
+def shorten(text: str, width: int) -> str:
+    """Cut a text to one line of at most `width` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def escape(text: str, stream: TextIO) -> str:
+    """Write as escapes what does not print, and what the stream's encoding lacks."""
+    text = "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode()
+        for each in text
+    )
+    encoding = stream.encoding or "ascii"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def utc(seconds: float) -> datetime:
+    """Return an aware UTC time for seconds since the epoch."""
+    return datetime.fromtimestamp(seconds, timezone.utc)
+
+
+def iso(seconds: float) -> str:
+    """Return seconds since the epoch in ISO 8601, UTC."""
+    return utc(seconds).isoformat(timespec="seconds")
+
+
+def age(since: int, now: int) -> str:
+    """Say how much time passed between two epochs, in the largest unit: "3 days"."""
+    passed = relativedelta(utc(now), utc(since))
+    for unit in ("years", "months", "days", "hours", "minutes", "seconds"):
+        number = getattr(passed, unit)
+        if number:
+            return f"{number} {unit if number > 1 else unit[:-1]}"
+    return "0 seconds"
+
+
+class Report:
+    """Counts what happens and tells it: on stderr, and on stdout what was asked for.
+
+    `status` is the exit status so far.
+    """
+
+    def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
+        self.settings, self.clock = settings, clock
+        self.began = time.monotonic()
+        self.counts = dict.fromkeys(EVENTS, 0)
+        self.users_seen = self.phones_seen = self.limbo = self.status = 0
+        self.stdout_broken = False
+        self.terminal = bool(sys.stderr and sys.stderr.isatty())
+        self.width = 0  # of the progress line that is shown
+        self.lock = threading.Lock()
+
+    def show(self, text: str, end: str = "") -> bool:
+        """Write to stderr, over a progress line if there is one; tell if that worked.
+
+        Without an `end`, the text is a progress line itself.
+        """
+        over = "\r" + " " * self.width + "\r" if self.width else ""
+        self.width = 0 if end else len(text)
+        try:
+            sys.stderr.write(over + escape(text, sys.stderr) + end)
+            sys.stderr.flush()
+        except (AttributeError, OSError, ValueError):  # none, broken, closed
+            return False
+        return True
+
+    def log(self, text: str, level: int = 0) -> None:
+        """Write a line to the log; level 1 takes -v or a terminal, level 2 takes -vv."""
+        if level <= max(self.settings.verbose, self.terminal):
+            with self.lock:
+                self.show(time.strftime("%Y-%m-%d %H:%M:%S ") + text, "\n")
+
+    def debug(self, text: str) -> None:
+        """Write a line to the log if every step is to be told."""
+        self.log(text, 2)
+
+    def event(self, event: str, phone: Found | None = None, **details: Any) -> None:
+        """Count an event and tell it, to the journal first. Raises OutputError."""
+        self.counts[event] += 1
+        about: Record = {}
+        if phone:
+            tag = read_tag(phone.record)
+            about["phone_id"] = phone.phone_id
+            about["number"] = phone.record.get("number")
+            about["users"] = phone.users
+            about["tagged"] = None if tag is None else iso(tag)
+        verbose = self.settings.verbose or self.settings.dry_run
+        if verbose or event not in ("waiting", "named"):
+            self.journal(event, **about, **details)
+        told = [
+            event.replace("_", " "),
+            phone,
+            details.get("user"),
+            details.get("error"),
+        ]
+        text = ": ".join(str(each) for each in told if each)
+        self.log(text, 0 if event in LOUD else 2 if event in QUIET else 1)
+        if event in LOUD:
+            self.status = 1
+
+    def fail(self, error: str, phone: Found | None = None) -> None:
+        """Tell what went wrong, with one phone or without. Raises OutputError."""
+        self.event("failed", phone, error=error)
+
+    def journal(self, event: str, **details: Any) -> None:
+        """Write a JSON line if they were asked for. Raises OutputError."""
+        if self.settings.json:
+            line = {"event": event, "time": iso(self.clock()), **details}
+            self.write(json.dumps(line))
+
+    def write(self, line: str) -> None:
+        """Write a line to stdout, now. Raises OutputError, once."""
+        if self.stdout_broken:
+            return
+        if self.width:
+            self.show("")
+        try:
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+        except (AttributeError, OSError, ValueError) as error:  # none, broken, closed
+            self.stdout_broken = True
+            raise OutputError(f"standard output cannot be written: {error}") from error
+
+    def progress(self, length: int) -> None:
+        """Show on a terminal how far a walk of more than a second has come."""
+        if self.terminal and time.monotonic() - self.began > 1:
+            of = f" of {length}" if length else ""
+            with self.lock:
+                self.show(f"{self.users_seen}{of} users")
+
+    def ask(self, question: str) -> str:
+        """Ask on stderr and return y, n, a or q; the end of the input is a failed q."""
+        while True:
+            answer = ""
+            with contextlib.suppress(OSError, ValueError):
+                if sys.stdin and self.show(f"{question} [y/n/a/q]", " "):
+                    answer = sys.stdin.readline(1000)
+                    if not answer or not sys.stdin.isatty():  # nobody pressed Enter
+                        self.show(answer.strip(), "\n")
+            if not answer:
+                self.fail("no answer, the input has ended: nothing more is written")
+                return "q"
+            answer = answer.strip().lower()
+            if answer in ("y", "yes", "n", "no", "a", "q"):
+                return answer[0]
+
+    def reason(self, phone: Found, now: int) -> str:
+        """Say why a phone has its verdict."""
+        tag = read_tag(phone.record)
+        if phone.verdict is Verdict.NAMED:
+            return f"named {shorten(str(phone.record.get('name')), 40)}"
+        if phone.verdict is Verdict.UNTAG:
+            return "set up since it was tagged"
+        if phone.verdict is Verdict.STAMP:
+            return "not tagged yet" if tag is None else "in use since it was tagged"
+        assert tag is not None
+        if phone.verdict is Verdict.DELETE:
+            return f"tagged {age(tag, now)} ago"
+        if tag > now:
+            return "its tag is in the future"
+        end = tag + self.settings.grace_period * 60
+        return f"{age(now, end)} left" if end > now else "its last_seen is unreadable"
+
+    def question(self, phone: Found, now: int) -> str:
+        """Ask what to do with a phone, with all that one needs to know to answer."""
+        becomes = {Verdict.STAMP: str(now), Verdict.UNTAG: "blank"}.get(phone.verdict)
+        write = f" (its name becomes {becomes})" if becomes else ""
+        return f"{phone.verdict.value} {phone}, {self.reason(phone, now)}{write}?"
+
+    def rehearse(self, found: list[Found]) -> None:
+        """Tell what a run would do, as a table or as JSON lines. Raises OutputError."""
+        now = int(self.clock())
+        rows = [["USERS", "NUMBER", "PHONE ID", "FIRST SEEN", "AGE", "A RUN WOULD"]]
+        for phone in found:
+            says, tag = phone.verdict, read_tag(phone.record)
+            record = {"record": phone.record} if says is Verdict.DELETE else {}
+            event = f"would_{says.value}" if says in WRITES else DONE[says]
+            self.event(event, phone, **record)
+            first_seen = utc(tag).astimezone().strftime("%Y-%m-%d %H:%M") if tag else ""
+            row = [", ".join(phone.users), phone.number, phone.phone_id, first_seen]
+            row.append(age(tag, now) if tag and tag <= now else "")
+            row.append(f"{says.value}: {self.reason(phone, now)}")
+            rows.append([escape(shorten(cell, 60), sys.stdout) for cell in row])
+        if not self.settings.json:
+            widths = [max(map(len, column)) for column in zip(*rows)]
+            for row in rows if found else [["No limbo phones."]]:
+                cells = (cell.ljust(width) for cell, width in zip(row, widths))
+                self.write("  ".join(cells).rstrip())
+
+    def stop(self, text: str, status: int = 1) -> None:
+        """Tell why the run ends here, with what exit status."""
+        self.log(text)
+        self.status = status
+
+    def summarise(self, requests: int) -> None:
+        """Say in one line, and in a JSON line, what the run saw and did."""
+        seconds = round(time.monotonic() - self.began, 1)
+        told = {"named": "left alone", "deleting": ""}
+        counts = [
+            f", {told.get(event, event.replace('_', ' '))} {number}"
+            for event, number in self.counts.items()
+            if number and told.get(event, event)
+        ]
+        text = (
+            f"seen: users {self.users_seen}, phones {self.phones_seen}; in limbo"
+            f" {self.limbo}{''.join(counts)}; requests {requests}, seconds {seconds}"
+        )
+        try:
+            self.journal(
+                "summary",
+                users_seen=self.users_seen,
+                phones_seen=self.phones_seen,
+                limbo=self.limbo,
+                **self.counts,
+                requests=requests,
+                seconds=seconds,
+                exit_status=self.status,
+            )
+            if self.settings.dry_run and not self.settings.json:
+                self.write(text)
+                return
+        except OutputError as error:
+            self.stop(str(error))
+        # A run that failed before it saw anything has said all there is to say.
+        loud = self.status > 1 or (self.status and self.users_seen)
+        self.log(text, 0 if loud else 1)
+
+
+# ------------------------------------------------------------------- the command line
+
+HELP = """\
+usage: duo_phone_cleanup [options] [user ...]
+
+Delete the phones that users left half set up in Duo, so that they can start over.
+
+A user who stops before a new phone is activated leaves a limbo phone behind: a
+"Generic Smartphone", not activated, with which nobody can log in. The first run to
+see it stamps it: the time becomes its name. A later run deletes it once that tag is
+older than the grace period. A phone that a person has named is left alone for ever.
+
+  user                  look only at these users' phones, by user name or alias
+
+the Admin API application
+  Whoever has its secret key can change or delete anybody's second factor. Treat the
+  key like a password: keep it where this job alone can read it, send it to nobody.
+
+  -H, --host HOST       API hostname, HOST or HOST:PORT            [DUO_HOST]
+  -i, --ikey IKEY       integration key                            [DUO_IKEY]
+  -s, --skey SKEY       secret key; others see it in ps            [DUO_SKEY]
+      --skey-file FILE  read the secret key from a file            [DUO_SKEY_FILE]
+
+what a run does
+  -n, --dry-run         show what a run would do, write nothing    [DUO_DRY_RUN]
+      --no-force        ask before each write (-f, --force: don't) [DUO_FORCE]
+  -g, --grace-period MINUTES
+                        how long a tagged phone may stay, 10       [DUO_GRACE_PERIOD]
+                        unless given; Duo's own set-up seems to
+                        time out after about 17 minutes
+      --max-deletions N delete none if there are more than N to    [DUO_MAX_DELETIONS]
+                        delete; "none" lifts the limit
+      --untag           make a phone's name blank again if it was  [DUO_UNTAG]
+                        set up after it was stamped
+
+output and network
+  -v, --verbose         say what is done; -vv: every step          [DUO_VERBOSE]
+      --json            a JSON object per line on standard output  [DUO_JSON]
+      --timeout SECONDS for each wait for the network, 30 unless   [DUO_TIMEOUT]
+                        given
+      --ca-certs FILE   CA certificates to trust instead of those  [DUO_CA_CERTS]
+                        that come with duo_client, for networks
+                        that inspect TLS
+  -h, --help, --version
+
+Each option is also an environment variable, in brackets. An option beats any variable;
+an empty variable counts as not given; DUO_FORCE=no is --no-force, and so on. Each
+switch has its opposite: --no-dry-run, --no-json, --no-untag. HTTPS_PROXY and NO_PROXY
+are honoured.
+
+examples
+  duo_phone_cleanup --dry-run                    show what a run would do
+  duo_phone_cleanup --no-force ann bob           ask about the phones of two users
+  duo_phone_cleanup -g 20 --max-deletions 50     clean up the tenant, from cron
+
+exit status
+  0  all well, nothing to do, or declined at the prompt
+  1  something failed, or a limit or an unknown user stopped part of it
+  2  the command line or a variable is wrong
+  129, 130, 143  stopped by SIGHUP, SIGINT or SIGTERM
+"""
+
+
+class UsageError(Exception):
+    """What is wrong with the command line or the environment: names, never values."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked for on the command line and in the environment."""
+
+    skey: str
+    skey_exposed: bool  # others can read the file it is in
+    ikey: str
+    host: tuple[str, int | None]
+    grace_period: int
+    force: bool
+    dry_run: bool
+    max_deletions: int | None
+    untag: bool
+    json: bool
+    timeout: float
+    tls: ssl.SSLContext
+    proxy: tuple[str, int, Mapping[str, str]] | None
+    verbose: int
+    users: list[str]
+
+
+# From the text of an option or variable to its value. Each raises ValueError.
+
+
+def credential(text: str) -> str:
+    """Return a key without the white space round it."""
+    if not re.fullmatch("[!-~]+", text.strip()):
+        raise ValueError("expected a key as Duo shows it, one word of ASCII")
+    return text.strip()
+
+
+def key_file(path: str) -> tuple[str, bool]:
+    """Return the key in a file, and whether others can read that."""
+    try:
+        with Path(path).open(encoding="ascii", errors="replace") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            return credential(file.read(1000)), bool(mode & stat.S_IROTH)
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from None
+
+
+def host_and_port(text: str) -> tuple[str, int | None]:
+    """Return the host, and the port if any, of HOST[:PORT] or a URL."""
+    label = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+    pattern = rf"(?:https?://)?({label}(?:\.{label})*)(?::([0-9]{{1,5}}))?(?:/.*)?"
+    match = re.fullmatch(pattern, text.strip().lower())
+    if not match or not 0 < int(match[4] or 443) < 65536:
+        raise ValueError("expected HOST[:PORT], such as api-12345678.duosecurity.com")
+    return match[1], int(match[4]) if match[4] else None
+
+
+def whole(text: str) -> int:
+    """Return a whole number."""
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise ValueError("expected a whole number, 0 or more")
+    return int(text)
+
+
+def whole_or_none(text: str) -> int | None:
+    """Return a whole number, or None for the word."""
+    return None if text.lower() == "none" else whole(text)
+
+
+def duration(text: str) -> float:
+    """Return seconds."""
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text) or not float(text):
+        raise ValueError("expected seconds, more than 0")
+    return float(text)
+
+
+def boolean(text: str) -> bool:
+    """Return what a word says."""
+    if text.lower() in ("y", "yes", "t", "true", "on", "1"):
+        return True
+    if text.lower() in ("n", "no", "f", "false", "off", "0"):
+        return False
+    raise ValueError("expected yes or no")
+
+
+def tls_context(path: str) -> ssl.SSLContext:
+    """Return a TLS context that trusts the CA certificates in a file, and verifies."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_verify_locations(path)
+    except OSError as error:
+        raise ValueError(f"no CA certificates there: {error.strerror}") from None
+    return context
+
+
+def find_proxy(
+    host: str, port: int | None
+) -> tuple[str, int, Mapping[str, str]] | None:
+    """Return host, port and headers of the proxy that the environment names, if any."""
+    url = urllib.request.getproxies().get("https")
+    if not url or urllib.request.proxy_bypass(f"{host}:{port or 443}"):
+        return None
+    match = re.fullmatch("(?:http://)?(?:(.*)@)?([^@]+)", url)
+    if not match:
+        raise ValueError("expected http://[USER:PASSWORD@]HOST[:PORT]")
+    headers = {}
+    if match[1]:
+        login = base64.b64encode(urllib.parse.unquote_to_bytes(match[1]))
+        headers["Proxy-Authorization"] = f"Basic {login.decode()}"
+    proxy_host, proxy_port = host_and_port(match[2])
+    return proxy_host, proxy_port or 80, headers
+
+
+OPTIONS: dict[str, tuple[str, Callable[[str], Any], Any]] = {
+    # name: short form, from text to value, value when not given
+    "skey": ("-s", credential, None),
+    "skey_file": ("", key_file, None),
+    "ikey": ("-i", credential, None),
+    "host": ("-H", host_and_port, None),
+    "grace_period": ("-g", whole, 10),
+    "force": ("-f", boolean, True),
+    "dry_run": ("-n", boolean, False),
+    "max_deletions": ("", whole_or_none, None),
+    "untag": ("", boolean, False),
+    "json": ("", boolean, False),
+    "timeout": ("", duration, 30.0),
+    "ca_certs": ("", tls_context, None),
+    "verbose": ("-v", whole, 0),
+}
+
+
+def label(name: str) -> str:
+    """Return what a person knows a setting by: "--skey (DUO_SKEY)"."""
+    return f"--{name.replace('_', '-')} (DUO_{name.upper()})"
+
+
+class Parser(argparse.ArgumentParser):
+    """The parser of the command line: what is not given there is None."""
+
+    def __init__(self) -> None:
+        super().__init__(prog="duo_phone_cleanup", allow_abbrev=False)
+        for name, (short, convert, _) in OPTIONS.items():
+            flags = [flag for flag in (short, label(name).split()[0]) if flag]
+            if convert is boolean:
+                self.add_argument(*flags, action=argparse.BooleanOptionalAction)
+            else:
+                self.add_argument(
+                    *flags, action="count" if name == "verbose" else "store"
+                )
+        version = f"%(prog)s {__version__}"
+        self.add_argument("--version", action="version", version=version)
+        self.add_argument("users", nargs="*")
+
+    def format_help(self) -> str:
+        """Return the help as it is written above."""
+        return HELP
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError with the message up to where it repeats a value."""
+        raise UsageError(re.split("['\"]", message)[0].rstrip(": "))
+
+
+def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
+    """Return the settings from the command line and the environment.
+
+    Raises UsageError; SystemExit after --help and --version.
+    """
+    namespace, unknown = Parser().parse_known_intermixed_args(argv)
+    if unknown:  # not by its name: it may be a mistyped --skey=...
+        place = [*argv, unknown[0]].index(unknown[0]) + 1
+        raise UsageError(f"argument {place} is no option of this program")
+    options = vars(namespace)
+    if options["skey"] is not None or options["skey_file"] is not None:
+        environ = {**environ, "DUO_SKEY": "", "DUO_SKEY_FILE": ""}
+    values: dict[str, Any] = {"users": options["users"]}
+    for name, (_, convert, default) in OPTIONS.items():
+        given = options[name]
+        if given is None:
+            given = environ.get(f"DUO_{name.upper()}") or None
+        try:
+            values[name] = convert(given) if isinstance(given, str) else given
+        except ValueError as error:
+            raise UsageError(f"{label(name)}: {error}") from None
+        if given is None:
+            values[name] = default
+    if values["skey"] and values["skey_file"]:
+        raise UsageError(f"give {label('skey')} or {label('skey_file')}, not both")
+    key, exposed = values.pop("skey_file") or (values["skey"], False)
+    values.update(skey=key, skey_exposed=exposed)
+    missing = [label(name) for name in ("host", "ikey", "skey") if not values[name]]
+    if missing:
+        raise UsageError(f"missing: {', '.join(missing)}")
+    if "" in values["users"]:
+        raise UsageError("user: expected a name, got an empty one")
+    try:
+        values["proxy"] = find_proxy(*values["host"])
+    except ValueError as error:
+        raise UsageError(f"the variable HTTPS_PROXY: {error}") from None
+    ca_certs = values.pop("ca_certs")
+    values["tls"] = ca_certs or tls_context(duo_client.client.DEFAULT_CA_CERTS)
+    return Settings(**values)
+
+
+# -------------------------------------------------------------------------------- main
+
+SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(BaseException):
+    """A signal came; its number is the argument."""
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Raise Stopped at the first signal and ignore later ones: there is a summary."""
+
+    def stop(number: int, _frame: object) -> NoReturn:
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(number)
+
+    before = {each: signal.getsignal(each) for each in SIGNALS}
+    try:
+        for each, handler in before.items():
+            if handler is not signal.SIG_IGN:  # as nohup sets it
+                signal.signal(each, stop)
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def main(
+    argv: Sequence[str] | None = None, clock: Callable[[], float] = time.time
+) -> int:
+    """Run the program and return its exit status; `clock` gives seconds of the epoch.
+
+    Raises SystemExit after --help and --version.
+    """
+    try:
+        settings = read_settings(sys.argv[1:] if argv is None else argv, os.environ)
+    except UsageError as error:
+        with contextlib.suppress(AttributeError, OSError):
+            sys.stderr.write(f"duo_phone_cleanup: error: {error} (see --help)\n")
+        return 2
+    report = Report(settings, clock)
+    duo = DuoAdmin(settings, report.debug)
+    if settings.skey_exposed:
+        report.log(f"warning: others can read the file of {label('skey_file')}")
+    try:
+        with stopped_by_signals():
+            try:
+                try:
+                    Run(settings, duo, report, clock)()
+                except Failure as failure:
+                    report.fail(str(failure))
+            except OutputError as error:
+                report.stop(str(error))
+            except Stopped as stopped:
+                number = stopped.args[0]
+                report.stop(f"stopped by {signal.Signals(number).name}", 128 + number)
+            report.summarise(duo.requests)
+    except Stopped as stopped:  # while the summary was being told
+        return 128 + int(stopped.args[0])
+    return report.status
+
+
+def script() -> None:
+    """Run as a process: what its streams could not take is not tried again at exit."""
+    try:
+        sys.exit(main())
+    finally:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+if __name__ == "__main__":
+    script()

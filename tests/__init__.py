@@ -1,0 +1,1 @@
+"""The tests, and the simulated Duo tenant that they run against."""

@@ -1,0 +1,909 @@
+"""A simulated Duo tenant: the Duo Admin API on localhost, over real HTTPS.
+
+It answers as Duo's documentation says: signed requests, page limits, error bodies.
+It can also be slow, limit rates and fail in chosen ways, so that a program can be
+tried against everything that a network and other people may do to it::
+
+    with Tenant() as tenant:
+        phone_id = tenant.add_phone("ann")  # its set-up was begun, not finished
+        tenant.fail("reset_after", method="DELETE")  # the answer will be lost
+        subprocess.run([...], env={**os.environ, **tenant.environment()})
+        assert tenant.phone(phone_id) is None
+
+The records can be read and changed at any time, under ``tenant.lock``. ``python -m
+tests.tenant`` runs a tenant by itself, to try things out by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import copy
+import email.utils
+import functools
+import hashlib
+import hmac
+import http.client
+import itertools
+import json
+import random
+import re
+import select
+import signal
+import socket
+import ssl
+import string
+import struct
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass
+from dataclasses import field
+from email.message import Message
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from typing import Callable
+from typing import NoReturn
+from urllib.parse import parse_qsl
+from urllib.parse import quote
+from urllib.parse import unquote
+from urllib.parse import urlsplit
+
+import trustme
+
+IKEY = "DIWJ8X6AEYOR5OMC6TQ1"
+SKEY = "Zh5eGmUq9zpfQnyUIu5OL9iWoMMv5ZNmk3zLJ4Ep"
+MISSING: Any = object()
+"""As the value of a record's field: leave the field out."""
+
+Record = dict[str, Any]
+
+# Duo's error codes begin with the HTTP status that they are sent with.
+ERRORS = {
+    40002: "Invalid request parameters",
+    40101: "Missing request credentials",
+    40102: "Invalid integration key in request credentials",
+    40103: "Invalid signature in request credentials",
+    40104: "Missing request timestamp",
+    40105: "Bad request timestamp",
+    40301: "Access forbidden",
+    40401: "Resource not found",
+    40501: "Method not allowed",
+    42901: "Too Many Requests",
+}
+FAULTS = {
+    "status": "status code message message_detail body content_type",
+    "reset_before": "",
+    "reset_after": "",
+    "close_before": "",
+    "truncate": "",
+    "junk": "body content_type",
+    "hang": "before",
+    "answer": "response metadata envelope",
+    "close_after": "",
+    "connection_close": "",
+}
+"""The kinds of fault, each with the options it takes; see `Tenant.fail`."""
+
+MODIFIABLE = ("name", "number", "extension", "type", "platform")
+MAX_NAMES = 100
+MAX_SKEW_SECONDS = 300
+HANDSHAKE_SECONDS = 10
+HANG_UP_CHECK_SECONDS = 0.02
+
+
+@dataclass
+class Request:
+    """A request as it arrived, and what became of it."""
+
+    method: str
+    path: str
+    """As it was sent: still quoted, without the query."""
+    params: dict[str, Any]
+    """The query, or the JSON object in the body."""
+    connection: int
+    sequence: int
+    """1 for the first request of all."""
+    time: float = field(default_factory=time.monotonic)
+    status: int | None = None
+    """None until answered, and for ever if the connection was dropped instead."""
+
+
+@dataclass
+class Fault:
+    """Something that goes wrong with chosen requests. Made by `Tenant.fail`."""
+
+    kind: str
+    method: str | None
+    path: str | None
+    times: int | None
+    """How many more times it happens; None: for ever. Set it to 0 to end the fault."""
+    after: int
+    """How many more matching requests pass before it begins."""
+    how: dict[str, Any]
+    hits: int = 0
+    """How many times it has happened."""
+    released: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass
+class _Answer:
+    """An answer about to be sent."""
+
+    document: Any = None
+    status: int = 200
+    rows: int = 0
+    body: bytes | None = None
+    """Sent in place of the document."""
+    content_type: str = "application/json"
+    truncated: bool = False
+    announce_close: bool = False
+    close: bool = False
+
+
+class _Refusal(Exception):
+    """The request is answered with one of Duo's errors."""
+
+    def __init__(self, code: int, detail: str | None = None) -> None:
+        super().__init__(code, detail)
+        self.answer = _failure(code // 100, code, message_detail=detail)
+
+
+class _Drop(Exception):
+    """The connection is given up without an answer."""
+
+    def __init__(self, *, reset: bool = False) -> None:
+        super().__init__()
+        self.reset = reset
+
+
+class Tenant:
+    """The tenant, and the server that answers for it while the context is open."""
+
+    def __init__(
+        self,
+        *,
+        port: int = 0,
+        ikey: str = IKEY,
+        skey: str = SKEY,
+        clock: Callable[[], float] = time.time,
+        cert_host: str = "localhost",
+    ) -> None:
+        """Prepare a tenant.
+
+        `clock` gives the times that it writes into records by itself. `cert_host` is
+        the name in its certificate.
+        """
+        self.users: dict[str, Record] = {}
+        """By id, in the order of the listing. ``phones`` is a list of phone ids, which
+        become records in an answer; any other value is answered as it is."""
+        self.phones: dict[str, Record] = {}
+        """By id. ``users`` is a list of user ids, as above."""
+        self.lock = threading.RLock()
+        """Held while a request is carried out on the records."""
+        self.permissions = {"read", "write"}
+        self.requests: list[Request] = []
+        self.connections = 0
+        self.server_names: list[str | None] = []
+
+        self._port = port
+        self._ikey = ikey
+        self._skey = skey
+        self._clock = clock
+        self._cert_host = cert_host
+        self._random = random.Random(0)
+        self._user_ids: dict[str, str] = {}
+        self._numbers = itertools.count()
+        self._faults: list[Fault] = []
+        self._limits: dict[str, tuple[int, float, deque[float]]] = {}
+        self._delays = {"connection": 0.0, "request": 0.0, "row": 0.0}
+        self._before: list[Callable[[Request], None]] = []
+        self._after: list[Callable[[Request], None]] = []
+        # Guards everything about the traffic; `lock` guards the records alone, so that
+        # a test that holds it still sees requests arrive.
+        self._traffic = threading.Condition()
+        self._sockets: set[ssl.SSLSocket] = set()
+        self._threads: set[threading.Thread] = set()
+        self._handshake = threading.local()
+        self._stopping = threading.Event()
+
+    # Starting and stopping
+
+    def __enter__(self) -> Tenant:
+        self._directory = tempfile.TemporaryDirectory()
+        authority, certificate = _certificate(self._cert_host)
+        self.ca_certs = Path(self._directory.name, "ca.pem")
+        authority.cert_pem.write_to_path(str(self.ca_certs))
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.sni_callback = self._note_server_name
+        certificate.configure_cert(self._context)
+        self._listener = socket.create_server(("127.0.0.1", self._port), backlog=128)
+        self._port = self._listener.getsockname()[1]
+        self.host = f"localhost:{self._port}"
+        self._acceptor = threading.Thread(target=self._accept, daemon=True)
+        self._acceptor.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self.release()
+        # A last connection wakes the acceptor; closing its socket would not.
+        with contextlib.suppress(OSError):
+            socket.create_connection(self._listener.getsockname(), timeout=1).close()
+        self._acceptor.join()
+        self._listener.close()
+        with self._traffic:
+            sockets, threads = list(self._sockets), list(self._threads)
+        for sock in sockets:
+            # Not SSLSocket's own shutdown, which takes the TLS layer off as well.
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        deadline = time.monotonic() + 0.3
+        for thread in threads:
+            thread.join(max(0, deadline - time.monotonic()))
+        self._directory.cleanup()
+
+    def environment(self) -> dict[str, str]:
+        """The settings of a program that is to use this tenant."""
+        return {
+            "DUO_HOST": self.host,
+            "DUO_IKEY": self._ikey,
+            "DUO_SKEY": self._skey,
+            "DUO_CA_CERTS": str(self.ca_certs),
+        }
+
+    # The records
+
+    def add_user(
+        self, username: str, *, aliases: Iterable[str] = (), **fields: Any
+    ) -> str:
+        """Add a user without phones; give its id. `fields` override the record's."""
+        named = {f"alias{n}": alias for n, alias in enumerate(aliases, 1)}
+        with self.lock:
+            user_id = self._new_id("DU")
+            self.users[user_id] = _without_missing(
+                {
+                    **{f"alias{n}": named.get(f"alias{n}") for n in range(1, 5)},
+                    "aliases": named,
+                    "created": int(self._clock()),
+                    "desktoptokens": [],
+                    "email": f"{username}@example.com",
+                    "enable_auto_prompt": True,
+                    "firstname": username.title(),
+                    "groups": [],
+                    "is_enrolled": False,
+                    "last_directory_sync": None,
+                    "last_login": None,
+                    "lastname": "Example",
+                    "lockout_reason": None,
+                    "notes": "",
+                    "phones": [],
+                    "realname": f"{username.title()} Example",
+                    "status": "active",
+                    "tokens": [],
+                    "u2ftokens": [],
+                    "user_id": user_id,
+                    "username": username,
+                    "webauthncredentials": [],
+                    **fields,
+                }
+            )
+            self._user_ids[username.casefold()] = user_id
+        return user_id
+
+    def add_phone(self, *usernames: str, **fields: Any) -> str:
+        """Add a phone whose set-up was begun and not finished; give its id.
+
+        It belongs to the users named, who are added if there are none of that name.
+        `fields` override the record's.
+        """
+        with self.lock:
+            phone_id = fields.get("phone_id")
+            if not isinstance(phone_id, str):
+                phone_id = self._new_id("DP")
+            owners = [self._user_id(name) for name in usernames]
+            self.phones[phone_id] = _without_missing(
+                {
+                    "activated": False,
+                    "capabilities": ["auto", "sms", "phone"],
+                    "encrypted": "",
+                    "extension": "",
+                    "fingerprint": "",
+                    "last_seen": "",
+                    "model": "Unknown",
+                    "name": "",
+                    "number": f"+1555{next(self._numbers):07}",
+                    "phone_id": phone_id,
+                    "platform": "Generic Smartphone",
+                    "postdelay": "",
+                    "predelay": "",
+                    "screenlock": "",
+                    "sms_passcodes_sent": False,
+                    "tampered": "",
+                    "type": "Mobile",
+                    "users": owners,
+                    **fields,
+                }
+            )
+            for owner in owners:
+                phones = self.users[owner].get("phones")
+                if not isinstance(phones, list):
+                    phones = self.users[owner]["phones"] = []
+                phones.append(phone_id)
+        return phone_id
+
+    def populate(self, count: int) -> None:
+        """Add `count` ordinary users, with up to two phones each, all set up."""
+        seen = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(self._clock() - 86400))
+        phones = [
+            _set_up("Apple iOS", "Apple iPhone 15", seen, name="iPhone"),
+            _set_up("Google Android", "Google Pixel 8", seen),
+            _set_up("Apple iOS", "Apple iPad Pro", MISSING, number="", name="iPad"),
+            _set_up("Google Android", "Samsung Galaxy S23", None, name=None),
+            {"platform": "Unknown", "type": "Landline", "capabilities": ["phone"]},
+            _set_up("Apple iOS", MISSING, seen, name=MISSING, tampered=MISSING),
+            _set_up("Windows Phone", None, "", encrypted=MISSING, number=None),
+        ]
+        nothing_yet: list[Record] = [{}, {}, {"phones": None}, {"phones": MISSING}]
+        chosen = itertools.cycle(phones)
+        with self.lock:
+            for number in range(len(self.users), len(self.users) + count):
+                username = f"user{number:06}"
+                owned = number % 5 % 3  # no phone, one or two
+                extra = {} if owned else nothing_yet[number % 4]
+                self.add_user(username, is_enrolled=owned > 0, **extra)
+                for _ in range(owned):
+                    self.add_phone(username, **next(chosen))
+
+    def phone(self, phone_id: str) -> Record | None:
+        """A copy of the phone's record, None if it has been deleted."""
+        with self.lock:
+            return copy.deepcopy(self.phones.get(phone_id))
+
+    def _new_id(self, prefix: str) -> str:
+        characters = string.ascii_uppercase + string.digits
+        return prefix + "".join(self._random.choices(characters, k=18))
+
+    def _user_id(self, username: str) -> str:
+        user_id = self._user_ids.get(username.casefold())
+        return user_id if user_id in self.users else self.add_user(username)
+
+    # What can be made to happen
+
+    def fail(
+        self,
+        kind: str,
+        *,
+        method: str | None = None,
+        path: str | None = None,
+        times: int | None = 1,
+        after: int = 0,
+        **how: Any,
+    ) -> Fault:
+        """Let requests go wrong that have this method and a path matching this regex.
+
+        The first `after` of them pass, then `times` fail (None: all of them). Of
+        several faults that fit a request, the one added first happens. The kinds:
+
+        status: answer with an error, the work not done. `status` (503), and Duo's
+            `code`, `message`, `message_detail`; or `body` and `content_type`.
+        reset_before, reset_after: reset the connection before or after the work.
+        close_before: close the connection in good order, the work not done.
+        truncate: do the work, send half of the answer.
+        junk: do the work, answer with `body`.
+        hang: say nothing until `release` is called, and then go on, or until the
+            client goes away; `before` the work, unless that is False.
+        answer: do the work, answer with another `response`, `metadata` (MISSING:
+            none), or, for the whole document, `envelope`.
+        close_after: answer, then close the connection without having said so.
+        connection_close: answer, say that the connection will close, close it.
+        """
+        unknown = set(how).difference(FAULTS[kind].split())
+        if unknown:
+            raise TypeError(f"A {kind!r} fault has no option {sorted(unknown)}")
+        fault = Fault(kind, method, path, times, after, how)
+        with self._traffic:
+            self._faults.append(fault)
+        return fault
+
+    def slow(
+        self, *, connection: float = 0, request: float = 0, row: float = 0
+    ) -> None:
+        """Take so many seconds for each connection, request and row of a listing."""
+        self._delays = {"connection": connection, "request": request, "row": row}
+
+    def limit(self, requests: int, seconds: float, path: str = "") -> None:
+        """Answer 429 to all but so many requests in any so many seconds.
+
+        Only requests whose path matches this regex count. A limit for the same regex
+        replaces an earlier one.
+        """
+        with self._traffic:
+            self._limits[path] = (requests, seconds, deque())
+
+    def on_request(self, hook: Callable[[Request], None]) -> None:
+        """Call this for each request with valid credentials, before it is looked at."""
+        self._before.append(hook)
+
+    def after_request(self, hook: Callable[[Request], None]) -> None:
+        """Call this for each request whose work is done, before its answer is sent."""
+        self._after.append(hook)
+
+    def wait_for(
+        self,
+        count: int = 1,
+        *,
+        method: str | None = None,
+        path: str | None = None,
+        timeout: float = 30,
+    ) -> Request:
+        """Wait for the count-th such request since the start, answered or not."""
+
+        def arrived() -> Request | None:
+            matching = (r for r in self.requests if _matches(r, method, path))
+            return next(itertools.islice(matching, count - 1, None), None)
+
+        with self._traffic:
+            request = self._traffic.wait_for(arrived, timeout)
+        if request is None:
+            wanted = f"{method or 'any method'} {path or 'any path'}"
+            raise TimeoutError(
+                f"Request {count} ({wanted}) has not come in {timeout} s"
+            )
+        return request
+
+    def release(self) -> None:
+        """End the faults that hang, and let go the requests that hang now."""
+        with self._traffic:
+            for fault in self._faults:
+                if fault.kind == "hang":
+                    fault.times = 0
+                    fault.released.set()
+
+    # Connections
+
+    def _accept(self) -> None:
+        """Give each connection a thread of its own, which also does its handshake."""
+        while True:
+            raw, _ = self._listener.accept()
+            if self._stopping.is_set():
+                raw.close()
+                return
+            thread = threading.Thread(target=self._serve, args=(raw,), daemon=True)
+            with self._traffic:
+                self._threads.add(thread)
+            thread.start()
+
+    def _serve(self, raw: socket.socket) -> None:
+        """Answer the requests of one connection until one side has had enough."""
+        # A client may be killed at any moment: then, errors are in order.
+        with contextlib.suppress(OSError), raw:
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            raw.settimeout(HANDSHAKE_SECONDS)
+            with self._context.wrap_socket(
+                raw, server_side=True, do_handshake_on_connect=False
+            ) as sock:
+                self._converse(sock)
+        with self._traffic:
+            self._threads.discard(threading.current_thread())
+
+    def _converse(self, sock: ssl.SSLSocket) -> None:
+        with self._traffic:
+            self._sockets.add(sock)
+        try:
+            self._pause(self._delays["connection"])
+            self._handshake.server_name = None
+            sock.do_handshake()
+            sock.settimeout(None)
+            with self._traffic:
+                self.connections += 1
+                self.server_names.append(self._handshake.server_name)
+                connection = self.connections
+            with sock.makefile("rb") as reader:
+                while self._exchange(sock, reader, connection):
+                    pass
+        except _Drop as drop:
+            if drop.reset:
+                # Not lingering at all makes of the close that follows a reset.
+                linger = struct.pack("ii", 1, 0)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        finally:
+            with self._traffic:
+                self._sockets.discard(sock)
+
+    def _note_server_name(
+        self, _sock: ssl.SSLObject, name: str | None, _context: ssl.SSLContext
+    ) -> None:
+        # Called during the handshake, in the connection's own thread.
+        self._handshake.server_name = name
+
+    def _pause(self, seconds: float) -> None:
+        if seconds > 0:
+            self._stopping.wait(seconds)
+        if self._stopping.is_set():
+            raise _Drop
+
+    # One request
+
+    def _exchange(self, sock: ssl.SSLSocket, reader: Any, connection: int) -> bool:
+        """Read a request, answer it; say whether the connection lives on."""
+        try:
+            method, target, _version = reader.readline(65537).decode("latin-1").split()
+            headers = http.client.parse_headers(reader)
+            body = reader.read(int(headers.get("Content-Length", 0)))
+            url = urlsplit(target)  # through some proxies, a whole URL
+        except (ValueError, http.client.HTTPException):
+            return False  # no request, as when the client has hung up
+        query = parse_qsl(url.query, keep_blank_values=True)
+        params = dict(query) if not body else _json_object(body)
+        with self._traffic:
+            request = Request(
+                method, url.path, params or {}, connection, len(self.requests) + 1
+            )
+            self.requests.append(request)
+            self._traffic.notify_all()
+        try:
+            self._authenticate(request, query, headers, body)
+            if params is None:
+                raise _Refusal(40002, "body")
+            answer = self._carry_out(request, sock)
+        except _Refusal as refusal:
+            answer = refusal.answer
+        self._pause(self._delays["request"] + answer.rows * self._delays["row"])
+        self._send(sock, request, answer)
+        return not answer.close and headers.get("Connection", "").lower() != "close"
+
+    def _authenticate(
+        self,
+        request: Request,
+        query: list[tuple[str, str]],
+        headers: Message,
+        body: bytes,
+    ) -> None:
+        """Check the request's signature, version 5 of Duo's scheme."""
+        scheme, _, credentials = headers.get("Authorization", "").partition(" ")
+        try:
+            ikey, _, signature = base64.b64decode(credentials).partition(b":")
+        except ValueError:
+            ikey = signature = b""
+        if scheme != "Basic" or not signature:
+            raise _Refusal(40101)
+        if ikey != self._ikey.encode():
+            raise _Refusal(40102)
+        date = headers.get("Date", "")
+        parsed = email.utils.parsedate_tz(date)
+        if parsed is None:
+            raise _Refusal(40104)
+        skew = abs(email.utils.mktime_tz(parsed) - time.time())  # of the real time
+        host = headers.get("Host", "").partition(":")[0].lower()
+        pairs = sorted((quote(name, "~"), quote(value, "~")) for name, value in query)
+        parameters = "&".join(f"{name}={value}" for name, value in pairs)
+        body_hash = hashlib.sha512(body).hexdigest()
+        # Headers named X-Duo-... are signed as well, but the Admin API has none.
+        headers_hash = hashlib.sha512().hexdigest()
+        parts = (date, request.method, host, request.path, parameters)
+        signed = "\n".join((*parts, body_hash, headers_hash))
+        expected = hmac.new(self._skey.encode(), signed.encode(), "sha512").hexdigest()
+        if not hmac.compare_digest(signature, expected.encode()):
+            raise _Refusal(40103)
+        if skew > MAX_SKEW_SECONDS:
+            raise _Refusal(40105)
+
+    def _carry_out(self, request: Request, sock: ssl.SSLSocket) -> _Answer:
+        """Do what is asked, unless or until something is to go wrong."""
+        for hook in self._before:
+            hook(request)
+        self._count_against_limits(request)
+        fault = self._fault_for(request)
+        if fault is not None:
+            answer = self._fail_before(fault, sock)
+            if answer is not None:
+                return answer
+        try:
+            with self.lock:
+                answer = self._work(request)
+        except _Refusal as refusal:
+            answer = refusal.answer
+        for hook in self._after:
+            hook(request)
+        if fault is not None:
+            self._fail_after(fault, sock, answer)
+        return answer
+
+    def _send(self, sock: ssl.SSLSocket, request: Request, answer: _Answer) -> None:
+        body = answer.body
+        if body is None:
+            body = json.dumps(answer.document, separators=(",", ":")).encode()
+        head = [
+            f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}",
+            f"Content-Type: {answer.content_type}",
+            f"Content-Length: {len(body)}",
+            *["Connection: close"] * answer.announce_close,
+        ]
+        if answer.truncated:
+            body = body[: len(body) // 2]
+        # Before it is sent: a test looks at it as soon as its client has the answer.
+        request.status = answer.status
+        try:
+            sock.sendall("\r\n".join([*head, "", ""]).encode() + body)
+        except OSError:
+            request.status = None
+            raise
+
+    # What goes wrong
+
+    def _count_against_limits(self, request: Request) -> None:
+        now = time.monotonic()
+        with self._traffic:
+            limits = [v for k, v in self._limits.items() if re.search(k, request.path)]
+            for requests, seconds, passed in limits:
+                while passed and passed[0] <= now - seconds:
+                    passed.popleft()
+                if len(passed) >= requests:
+                    raise _Refusal(42901)
+            for _, _, passed in limits:
+                passed.append(now)
+
+    def _fault_for(self, request: Request) -> Fault | None:
+        chosen = None
+        with self._traffic:
+            for fault in self._faults:
+                if not _matches(request, fault.method, fault.path):
+                    continue
+                if fault.after:
+                    fault.after -= 1
+                elif chosen is None and fault.times != 0:
+                    chosen = fault
+            if chosen is not None:
+                chosen.hits += 1
+                if chosen.times is not None:
+                    chosen.times -= 1
+        return chosen
+
+    def _fail_before(self, fault: Fault, sock: ssl.SSLSocket) -> _Answer | None:
+        if fault.kind in ("reset_before", "close_before"):
+            raise _Drop(reset=fault.kind == "reset_before")
+        if fault.kind == "hang" and fault.how.get("before", True):
+            self._hang(fault, sock)
+        return _failure(**fault.how) if fault.kind == "status" else None
+
+    def _fail_after(self, fault: Fault, sock: ssl.SSLSocket, answer: _Answer) -> None:
+        if fault.kind == "reset_after":
+            raise _Drop(reset=True)
+        if fault.kind == "hang" and not fault.how.get("before", True):
+            self._hang(fault, sock)
+        if fault.kind == "answer":
+            answer.status = 200
+            metadata = answer.document.get("metadata", MISSING)
+            changed = {"response": None, "metadata": metadata, **fault.how}
+            envelope = _without_missing({"stat": "OK", **changed})
+            answer.document = fault.how.get("envelope", envelope)
+        if fault.kind == "junk":
+            answer.status = 200
+            answer.body = fault.how.get("body", b"<html>not json")
+            answer.content_type = fault.how.get("content_type", "text/html")
+        answer.truncated = fault.kind == "truncate"
+        answer.announce_close = fault.kind == "connection_close"
+        answer.close = fault.kind in ("truncate", "connection_close", "close_after")
+
+    def _hang(self, fault: Fault, sock: ssl.SSLSocket) -> None:
+        while not fault.released.wait(HANG_UP_CHECK_SECONDS):
+            # A client that waits for its answer has nothing to say, except goodbye.
+            if select.select([sock], [], [], 0)[0]:
+                raise _Drop
+        if self._stopping.is_set():
+            raise _Drop
+
+    # The API
+
+    def _work(self, request: Request) -> _Answer:
+        parts = re.fullmatch(r"/admin/v1/(users|phones)(?:/([^/]+))?", request.path)
+        if parts is None:
+            raise _Refusal(40401)
+        kind, key = parts[1], unquote(parts[2] or "")
+        methods = ("GET", "POST", "DELETE") if kind == "phones" and key else ("GET",)
+        if request.method not in methods:
+            raise _Refusal(40501)
+        if ("read" if request.method == "GET" else "write") not in self.permissions:
+            raise _Refusal(40301)
+        records = self.users if kind == "users" else self.phones
+        if not key:
+            return self._listing(kind, records, request.params)
+        if key not in records:
+            raise _Refusal(40401)
+        if request.method == "DELETE":
+            del records[key]
+            return _success("")
+        if request.method == "POST":
+            changes = request.params
+            records[key].update({k: changes[k] for k in MODIFIABLE if k in changes})
+        return _success(self._expanded(records[key]))
+
+    def _listing(
+        self, kind: str, records: dict[str, Record], params: dict[str, Any]
+    ) -> _Answer:
+        rows: Iterable[Record] = records.values()
+        total = len(records)
+        limit = _number(params, "limit", 100, 1, 300 if kind == "users" else 500)
+        offset = _number(params, "offset", 0, 0, sys.maxsize - limit)
+        names = _names(params) if kind == "users" else None
+        if names is not None:
+            rows = [user for user in rows if names.intersection(_names_of(user))]
+            total = len(rows)
+        page = list(map(self._expanded, itertools.islice(rows, offset, offset + limit)))
+        metadata = {"total_objects": total}
+        if offset + limit < total:
+            metadata["next_offset"] = offset + limit
+        if offset > 0:
+            metadata["prev_offset"] = max(0, offset - limit)
+        return _success(page, metadata, rows=len(page))
+
+    def _expanded(self, record: Record) -> Record:
+        """The record as it is sent: with its phones or users in place of their ids."""
+        expanded = dict(record)
+        if isinstance(record.get("phones"), list):
+            expanded["phones"] = list(_inner(record["phones"], self.phones, "users"))
+        if isinstance(record.get("users"), list):
+            expanded["users"] = list(_inner(record["users"], self.users, "phones"))
+        return expanded
+
+
+def cast(tenant: Tenant, now: float) -> None:
+    """Add somebody in each of the situations that the program is about."""
+
+    def tagged(seconds_ago: float) -> str:
+        return str(int(now - seconds_ago))
+
+    tenant.add_phone("ann")  # has just begun
+    tenant.add_phone("bob", name=tagged(3600))  # stuck for an hour
+    tenant.add_phone("cleo", name=tagged(240))  # may still finish
+    tenant.add_phone("dan", name="Dan's spare")  # a person named this one
+    seen = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now - 1800))
+    iphone = _set_up("Apple iOS", "Apple iPhone 15", seen, name="iPhone")
+    tenant.add_phone("eve", **iphone)
+    tenant.add_phone("fay", "gus", name=tagged(7200))  # one phone for two
+
+
+def _set_up(platform: str, model: Any, last_seen: Any, **fields: Any) -> Record:
+    """What differs in the record of a phone that has been activated."""
+    return {
+        "activated": True,
+        "capabilities": ["auto", "push", "sms", "phone", "mobile_otp"],
+        "encrypted": "Encrypted",
+        "fingerprint": "Configured",
+        "last_seen": last_seen,
+        "model": model,
+        "platform": platform,
+        "screenlock": "Locked",
+        "tampered": "Not tampered",
+        **fields,
+    }
+
+
+def _without_missing(record: Record) -> Record:
+    return {name: value for name, value in record.items() if value is not MISSING}
+
+
+def _inner(
+    values: list[Any], records: dict[str, Record], left_out: str
+) -> Iterator[Any]:
+    """The records with these ids that there are, and whatever is no id as it is."""
+    for value in values:
+        if not isinstance(value, str):
+            yield value
+        elif value in records:
+            yield {k: v for k, v in records[value].items() if k != left_out}
+
+
+def _matches(request: Request, method: str | None, path: str | None) -> bool:
+    return (method is None or request.method == method) and (
+        path is None or re.search(path, request.path) is not None
+    )
+
+
+def _success(response: Any, metadata: Any = MISSING, rows: int = 0) -> _Answer:
+    document = {"stat": "OK", "response": response, "metadata": metadata}
+    return _Answer(_without_missing(document), rows=rows)
+
+
+def _failure(
+    status: int = 503,
+    code: int | None = None,
+    message: str | None = None,
+    message_detail: str | None = None,
+    body: bytes | None = None,
+    content_type: str = "application/json",
+) -> _Answer:
+    if status == HTTPStatus.BAD_GATEWAY and body is None:
+        # It comes from some gateway on the way to Duo.
+        body, content_type = b"<html><h1>502 Bad Gateway</h1></html>", "text/html"
+    if code is None:
+        code = status * 100 + (400 <= status < 500)
+    if message is None:
+        message = ERRORS.get(code, HTTPStatus(status).phrase)
+    document = {"stat": "FAIL", "code": code, "message": message}
+    if message_detail is not None:
+        document["message_detail"] = message_detail
+    return _Answer(document, status, body=body, content_type=content_type)
+
+
+def _json_object(body: bytes) -> Record | None:
+    with contextlib.suppress(ValueError):
+        value = json.loads(body)
+        if isinstance(value, dict):
+            return value
+    return None
+
+
+def _number(params: Record, name: str, default: int, least: int, most: int) -> int:
+    text = params.get(name, str(default))
+    if not re.fullmatch("[0-9]{1,18}", text) or not least <= int(text) <= most:
+        raise _Refusal(40002, name)
+    return int(text)
+
+
+def _names(params: Record) -> set[str] | None:
+    """The names that the listing is reduced to, if it is."""
+    if "username" in params:
+        return {params["username"].casefold()}
+    if "username_list" not in params:
+        return None
+    try:
+        names = json.loads(params["username_list"])
+        if isinstance(names, list) and 1 <= len(names) <= MAX_NAMES:
+            return {name.casefold() for name in names}
+    except (ValueError, AttributeError):
+        pass
+    raise _Refusal(40002, "username_list")
+
+
+def _names_of(user: Record) -> Iterator[str]:
+    """What a user is found by."""
+    aliases = user.get("aliases")
+    for name in (user.get("username"), *(aliases.values() if aliases else ())):
+        if isinstance(name, str):
+            yield name.casefold()
+
+
+@functools.cache
+def _certificate(host: str) -> tuple[trustme.CA, trustme.LeafCert]:
+    """An authority and its certificate for a host, made once in a process."""
+    authority = trustme.CA()
+    names = ("localhost", "127.0.0.1") if host == "localhost" else (host,)
+    return authority, authority.issue_cert(*names)
+
+
+def main() -> NoReturn:
+    """Run a tenant until interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.tenant",
+        description="Run a simulated Duo tenant on localhost until interrupted.",
+    )
+    parser.add_argument("--port", type=int, default=0, help="default: any free one")
+    parser.add_argument("--users", type=int, default=0, help="ordinary users to add")
+    for what in ("connection", "request", "row"):
+        text = f"seconds to take for each {what}"
+        parser.add_argument(f"--slow-{what}", type=float, default=0, help=text)
+    options = parser.parse_args()
+    # Make, for one, ends what it started with SIGTERM: clean up then, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt), Tenant(port=options.port) as tenant:
+        cast(tenant, time.time())
+        tenant.populate(options.users)
+        delays = {k[5:]: v for k, v in vars(options).items() if k.startswith("slow_")}
+        tenant.slow(**delays)
+        for name, value in tenant.environment().items():
+            print(f"export {name}={value}", flush=True)
+        print("Serving until interrupted (Ctrl-C).", file=sys.stderr)
+        threading.Event().wait()
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
