@@ -240,6 +240,12 @@ class DuoAdmin(duo_client.Admin):
     def _disconnect(self, connection: http.client.HTTPSConnection) -> None:
         self._idle.append(connection)
 
+    def close(self) -> None:
+        """Close the idle connections."""
+        idle, self._idle = self._idle, []
+        for each in idle:
+            each.close()
+
     def _attempt_single_request(
         self, connection: Any, method: str, uri: str, body: Any, headers: Any
     ) -> Any:
@@ -253,10 +259,8 @@ class DuoAdmin(duo_client.Admin):
             outcome = answer[0].status
             return answer
         except BaseException:
-            # Where one connection broke, the idle ones are likely to be broken too.
-            idle, self._idle = self._idle, []
-            for each in (connection, *idle):
-                each.close()
+            connection.close()
+            self.close()  # where one connection broke, the idle ones are likely to be
             raise
         finally:
             passed = time.monotonic() - began
@@ -634,7 +638,7 @@ class Report:
         return True
 
     def log(self, text: str, level: int = 0) -> None:
-        """Write a line to the log; level 1 takes -v or a terminal, level 2 takes -vv."""
+        """Write a line to the log: at level 1 with -v or a terminal, at 2 with -vv."""
         if level <= max(self.settings.verbose, self.terminal):
             with self.lock:
                 self.show(time.strftime("%Y-%m-%d %H:%M:%S ") + text, "\n")
@@ -1107,7 +1111,7 @@ def main(
     if settings.skey_exposed:
         report.log(f"warning: others can read the file of {label('skey_file')}")
     try:
-        with stopped_by_signals():
+        with stopped_by_signals(), contextlib.closing(duo):
             try:
                 try:
                     Run(settings, duo, report, clock)()

@@ -40,20 +40,13 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
-from collections.abc import Iterator
-from dataclasses import dataclass
-from dataclasses import field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from email.message import Message
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
-from typing import Callable
-from typing import NoReturn
-from urllib.parse import parse_qsl
-from urllib.parse import quote
-from urllib.parse import unquote
-from urllib.parse import urlsplit
+from typing import Any, Callable, NoReturn
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import trustme
 

@@ -20,12 +20,7 @@ import duo_client
 import duo_client.client
 import pytest
 
-from tests.tenant import IKEY
-from tests.tenant import MISSING
-from tests.tenant import SKEY
-from tests.tenant import Request
-from tests.tenant import Tenant
-from tests.tenant import cast
+from tests.tenant import IKEY, MISSING, SKEY, Request, Tenant, cast
 
 pytestmark = [
     # duo_client makes connections in a way that newer Pythons warn of,
