@@ -137,6 +137,7 @@ NAMES = 100  # user names in one look-up: the most that Duo takes (username_list
 TRIES = 3  # at a step that fails in passing
 PAUSE = 1.0  # seconds at most before the second try; twice that before the third
 PATIENCE = 180  # seconds of 429 before giving up; Duo counts requests by the minute
+PHONE_ID = re.compile("[A-Za-z0-9_-]+")  # in a path, where ../ would lead elsewhere
 NOT_FOUND = 40401  # Duo's code for an id that it does not know
 
 HINTS = {  # what the reader can do about an answer, by Duo's code or by HTTP status
@@ -285,21 +286,18 @@ class DuoAdmin(duo_client.Admin):
                     return result
                 except ERRORS as error:
                     failure = explain(error)
-                if failure.status == 429 and not refused:
-                    refused = time.monotonic()
-                    stack.enter_context(self._gate)
-                    if self._gate_opened > refused:
-                        continue  # another thread has waited it out meanwhile
                 if failure.status == 429:
+                    if not refused:
+                        refused = time.monotonic()
+                        stack.enter_context(self._gate)
+                        if self._gate_opened > refused:
+                            continue  # another thread has waited it out meanwhile
                     waited = time.monotonic() - refused
                     pause, again = 1 + waited / 10, waited < PATIENCE
                 else:
                     failures += 1
-                    pause, again = (
-                        PAUSE * failures,
-                        failure.passing and failures < TRIES,
-                    )
-                if not again:
+                    pause, again = failures * PAUSE, failure.passing
+                if not again or failures == TRIES:
                     raise failure
                 self._debug(f"{failure}; trying again")
                 time.sleep(pause * random.uniform(0.7, 1))
@@ -328,10 +326,8 @@ class DuoAdmin(duo_client.Admin):
         asked = {offset: ask(offset)}
         while True:
             users, metadata = asked.pop(offset).result()
-            total, following = (
-                metadata.get("total_objects"),
-                metadata.get("next_offset"),
-            )
+            following = metadata.get("next_offset")
+            total = metadata.get("total_objects")
             length = total if isinstance(total, int) else 0
             if following is not None:
                 if not isinstance(following, int) or following <= offset:
@@ -459,10 +455,9 @@ class Run:
                 self.report.fail(f"user {name} has a phone that is no object")
                 continue
             says, phone_id = self.judge(record, self.now()), record.get("phone_id")
-            if says is None:
+            if not says:
                 continue
-            # duo_client makes it part of a path, in which ../ would lead elsewhere.
-            if not re.fullmatch("[A-Za-z0-9_-]+", str(phone_id)) or phone_id is None:
+            if not isinstance(phone_id, str) or not PHONE_ID.fullmatch(phone_id):
                 self.report.fail(f"user {name} has a phone without a usable phone_id")
             elif phone_id not in found:
                 found[phone_id] = Found(phone_id, record, says, [name])
@@ -577,13 +572,13 @@ def shorten(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
-def escape(text: str, stream: TextIO) -> str:
+def escape(text: str, stream: TextIO | None) -> str:
     """Write as escapes what does not print, and what the stream's encoding lacks."""
     text = "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode()
         for each in text
     )
-    encoding = stream.encoding or "ascii"
+    encoding = getattr(stream, "encoding", None) or "ascii"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
@@ -643,10 +638,6 @@ class Report:
             with self.lock:
                 self.show(time.strftime("%Y-%m-%d %H:%M:%S ") + text, "\n")
 
-    def debug(self, text: str) -> None:
-        """Write a line to the log if every step is to be told."""
-        self.log(text, 2)
-
     def event(self, event: str, phone: Found | None = None, **details: Any) -> None:
         """Count an event and tell it, to the journal first. Raises OutputError."""
         self.counts[event] += 1
@@ -660,13 +651,10 @@ class Report:
         verbose = self.settings.verbose or self.settings.dry_run
         if verbose or event not in ("waiting", "named"):
             self.journal(event, **about, **details)
-        told = [
-            event.replace("_", " "),
-            phone,
-            details.get("user"),
-            details.get("error"),
-        ]
-        text = ": ".join(str(each) for each in told if each)
+        told = [phone, details.get("user"), details.get("error")]
+        text = ": ".join(
+            [event.replace("_", " "), *(str(each) for each in told if each)]
+        )
         self.log(text, 0 if event in LOUD else 2 if event in QUIET else 1)
         if event in LOUD:
             self.status = 1
@@ -705,11 +693,15 @@ class Report:
         """Ask on stderr and return y, n, a or q; the end of the input is a failed q."""
         while True:
             answer = ""
-            with contextlib.suppress(OSError, ValueError):
+            try:
                 if sys.stdin and self.show(f"{question} [y/n/a/q]", " "):
-                    answer = sys.stdin.readline(1000)
+                    answer = sys.stdin.readline()
                     if not answer or not sys.stdin.isatty():  # nobody pressed Enter
-                        self.show(answer.strip(), "\n")
+                        self.show(shorten(answer, 40), "\n")
+            except UnicodeDecodeError:
+                answer = "?"
+            except (OSError, ValueError):  # a lost terminal, a closed file
+                pass
             if not answer:
                 self.fail("no answer, the input has ended: nothing more is written")
                 return "q"
@@ -767,28 +759,24 @@ class Report:
 
     def summarise(self, requests: int) -> None:
         """Say in one line, and in a JSON line, what the run saw and did."""
-        seconds = round(time.monotonic() - self.began, 1)
-        told = {"named": "left alone", "deleting": ""}
-        counts = [
-            f", {told.get(event, event.replace('_', ' '))} {number}"
-            for event, number in self.counts.items()
-            if number and told.get(event, event)
-        ]
-        text = (
-            f"seen: users {self.users_seen}, phones {self.phones_seen}; in limbo"
-            f" {self.limbo}{''.join(counts)}; requests {requests}, seconds {seconds}"
+        facts = {
+            "users_seen": self.users_seen,
+            "phones_seen": self.phones_seen,
+            "limbo": self.limbo,
+            **self.counts,
+            "requests": requests,
+            "seconds": round(time.monotonic() - self.began, 1),
+            "exit_status": self.status,
+        }
+        words = {"deleting": "", "named": "left alone", "limbo": "in limbo"}
+        told = {
+            words.get(fact, fact): number for fact, number in facts.items() if number
+        }
+        text = ", ".join(
+            f"{fact} {told[fact]}".replace("_", " ") for fact in told if fact
         )
         try:
-            self.journal(
-                "summary",
-                users_seen=self.users_seen,
-                phones_seen=self.phones_seen,
-                limbo=self.limbo,
-                **self.counts,
-                requests=requests,
-                seconds=seconds,
-                exit_status=self.status,
-            )
+            self.journal("summary", **facts)
             if self.settings.dry_run and not self.settings.json:
                 self.write(text)
                 return
@@ -887,67 +875,61 @@ class Settings:
     users: list[str]
 
 
-# From the text of an option or variable to its value. Each raises ValueError.
+def matching(
+    pattern: str, expected: str, convert: Callable[[str], Any] = str
+) -> Callable[[str], Any]:
+    """Return a converter from text that fits a pattern; else it raises ValueError."""
+
+    def converter(text: str) -> Any:
+        if not re.fullmatch(pattern, text, re.IGNORECASE):
+            raise ValueError(f"expected {expected}")
+        return convert(text)
+
+    return converter
 
 
-def credential(text: str) -> str:
-    """Return a key without the white space round it."""
-    if not re.fullmatch("[!-~]+", text.strip()):
-        raise ValueError("expected a key as Duo shows it, one word of ASCII")
-    return text.strip()
+TRUE, FALSE = (
+    ("y", "yes", "t", "true", "on", "1"),
+    ("n", "no", "f", "false", "off", "0"),
+)
+to_switch = matching(
+    "|".join(TRUE + FALSE), "yes or no", lambda text: text.lower() in TRUE
+)
+to_key = matching("[!-~]+", "a key as Duo shows it, one word of ASCII")
+to_number = matching("[0-9]{1,9}", "a whole number, 0 or more", int)
+to_limit = matching(
+    "none|[0-9]{1,9}",
+    "a whole number, 0 or more, or none",
+    lambda text: int(text) if text.isdigit() else None,
+)
+to_seconds = matching(
+    r"(?=.*[1-9])[0-9]{1,6}(\.[0-9]{1,6})?", "seconds, more than 0", float
+)
 
 
-def key_file(path: str) -> tuple[str, bool]:
-    """Return the key in a file, and whether others can read that."""
-    try:
-        with Path(path).open(encoding="ascii", errors="replace") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            return credential(file.read(1000)), bool(mode & stat.S_IROTH)
-    except OSError as error:
-        raise ValueError(f"cannot be read: {error.strerror}") from None
-
-
-def host_and_port(text: str) -> tuple[str, int | None]:
-    """Return the host, and the port if any, of HOST[:PORT] or a URL."""
-    label = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
-    pattern = rf"(?:https?://)?({label}(?:\.{label})*)(?::([0-9]{{1,5}}))?(?:/.*)?"
-    match = re.fullmatch(pattern, text.strip().lower())
+def to_host(text: str) -> tuple[str, int | None]:
+    """Return host, and port if any, of HOST[:PORT] or a URL. Raises ValueError."""
+    name = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+    pattern = rf"(?:https?://)?({name}(?:\.{name})*)(?::([0-9]{{1,5}}))?(?:/.*)?"
+    match = re.fullmatch(pattern, text.lower())
     if not match or not 0 < int(match[4] or 443) < 65536:
         raise ValueError("expected HOST[:PORT], such as api-12345678.duosecurity.com")
     return match[1], int(match[4]) if match[4] else None
 
 
-def whole(text: str) -> int:
-    """Return a whole number."""
-    if not re.fullmatch("[0-9]{1,9}", text):
-        raise ValueError("expected a whole number, 0 or more")
-    return int(text)
+def read_key(path: str) -> tuple[str, bool]:
+    """Return the key in a file, and whether others can read that. Raises ValueError."""
+    try:
+        with Path(path).open(encoding="ascii", errors="replace") as file:
+            exposed = os.fstat(file.fileno()).st_mode & stat.S_IROTH
+            return to_key(file.read(1000).strip()), bool(exposed)
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from None
 
 
-def whole_or_none(text: str) -> int | None:
-    """Return a whole number, or None for the word."""
-    return None if text.lower() == "none" else whole(text)
-
-
-def duration(text: str) -> float:
-    """Return seconds."""
-    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text) or not float(text):
-        raise ValueError("expected seconds, more than 0")
-    return float(text)
-
-
-def boolean(text: str) -> bool:
-    """Return what a word says."""
-    if text.lower() in ("y", "yes", "t", "true", "on", "1"):
-        return True
-    if text.lower() in ("n", "no", "f", "false", "off", "0"):
-        return False
-    raise ValueError("expected yes or no")
-
-
-def tls_context(path: str) -> ssl.SSLContext:
-    """Return a TLS context that trusts the CA certificates in a file, and verifies."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+def to_tls(path: str) -> ssl.SSLContext:
+    """Return a TLS context that trusts the CAs in a file. Raises ValueError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # which verifies, always
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
         context.load_verify_locations(path)
@@ -959,36 +941,32 @@ def tls_context(path: str) -> ssl.SSLContext:
 def find_proxy(
     host: str, port: int | None
 ) -> tuple[str, int, Mapping[str, str]] | None:
-    """Return host, port and headers of the proxy that the environment names, if any."""
+    """Return host, port and headers of the environment's proxy. Raises ValueError."""
     url = urllib.request.getproxies().get("https")
     if not url or urllib.request.proxy_bypass(f"{host}:{port or 443}"):
         return None
-    match = re.fullmatch("(?:http://)?(?:(.*)@)?([^@]+)", url)
-    if not match:
-        raise ValueError("expected http://[USER:PASSWORD@]HOST[:PORT]")
-    headers = {}
-    if match[1]:
-        login = base64.b64encode(urllib.parse.unquote_to_bytes(match[1]))
-        headers["Proxy-Authorization"] = f"Basic {login.decode()}"
-    proxy_host, proxy_port = host_and_port(match[2])
+    login, _, address = re.sub("^http://", "", url).rpartition("@")
+    proxy_host, proxy_port = to_host(address)
+    basic = base64.b64encode(urllib.parse.unquote_to_bytes(login)).decode()
+    headers = {"Proxy-Authorization": f"Basic {basic}"} if login else {}
     return proxy_host, proxy_port or 80, headers
 
 
 OPTIONS: dict[str, tuple[str, Callable[[str], Any], Any]] = {
     # name: short form, from text to value, value when not given
-    "skey": ("-s", credential, None),
-    "skey_file": ("", key_file, None),
-    "ikey": ("-i", credential, None),
-    "host": ("-H", host_and_port, None),
-    "grace_period": ("-g", whole, 10),
-    "force": ("-f", boolean, True),
-    "dry_run": ("-n", boolean, False),
-    "max_deletions": ("", whole_or_none, None),
-    "untag": ("", boolean, False),
-    "json": ("", boolean, False),
-    "timeout": ("", duration, 30.0),
-    "ca_certs": ("", tls_context, None),
-    "verbose": ("-v", whole, 0),
+    "skey": ("-s", to_key, None),
+    "skey_file": ("", read_key, None),
+    "ikey": ("-i", to_key, None),
+    "host": ("-H", to_host, None),
+    "grace_period": ("-g", to_number, 10),
+    "force": ("-f", to_switch, True),
+    "dry_run": ("-n", to_switch, False),
+    "max_deletions": ("", to_limit, None),
+    "untag": ("", to_switch, False),
+    "json": ("", to_switch, False),
+    "timeout": ("", to_seconds, 30.0),
+    "ca_certs": ("", to_tls, None),
+    "verbose": ("-v", to_number, 0),
 }
 
 
@@ -1004,7 +982,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog="duo_phone_cleanup", allow_abbrev=False)
         for name, (short, convert, _) in OPTIONS.items():
             flags = [flag for flag in (short, label(name).split()[0]) if flag]
-            if convert is boolean:
+            if convert is to_switch:
                 self.add_argument(*flags, action=argparse.BooleanOptionalAction)
             else:
                 self.add_argument(
@@ -1041,7 +1019,7 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
         if given is None:
             given = environ.get(f"DUO_{name.upper()}") or None
         try:
-            values[name] = convert(given) if isinstance(given, str) else given
+            values[name] = convert(given.strip()) if isinstance(given, str) else given
         except ValueError as error:
             raise UsageError(f"{label(name)}: {error}") from None
         if given is None:
@@ -1060,7 +1038,7 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
     except ValueError as error:
         raise UsageError(f"the variable HTTPS_PROXY: {error}") from None
     ca_certs = values.pop("ca_certs")
-    values["tls"] = ca_certs or tls_context(duo_client.client.DEFAULT_CA_CERTS)
+    values["tls"] = ca_certs or to_tls(duo_client.client.DEFAULT_CA_CERTS)
     return Settings(**values)
 
 
@@ -1107,7 +1085,7 @@ def main(
             sys.stderr.write(f"duo_phone_cleanup: error: {error} (see --help)\n")
         return 2
     report = Report(settings, clock)
-    duo = DuoAdmin(settings, report.debug)
+    duo = DuoAdmin(settings, functools.partial(report.log, level=2))
     if settings.skey_exposed:
         report.log(f"warning: others can read the file of {label('skey_file')}")
     try:
