@@ -402,8 +402,12 @@ class Run:
     clock: Callable[[], float]
 
     def __call__(self) -> None:
-        """Carry the run out. Raises Failure if the walk does not get to its end."""
-        found = self.walk()
+        """Carry the run out. Raises OutputError."""
+        try:
+            found = self.walk()
+        except Failure as failure:
+            self.report.fail(str(failure))
+            return
         deletions = sum(phone.verdict is Verdict.DELETE for phone in found)
         limit = self.settings.max_deletions
         if limit is not None and deletions > limit:
@@ -858,7 +862,7 @@ class UsageError(Exception):
 class Settings:
     """What was asked for on the command line and in the environment."""
 
-    skey: str
+    skey: str = field(repr=False)
     skey_exposed: bool  # others can read the file it is in
     ikey: str
     host: tuple[str, int | None]
@@ -881,20 +885,16 @@ def matching(
     """Return a converter from text that fits a pattern; else it raises ValueError."""
 
     def converter(text: str) -> Any:
-        if not re.fullmatch(pattern, text, re.IGNORECASE):
+        if not re.fullmatch(pattern, text, re.IGNORECASE | re.ASCII):
             raise ValueError(f"expected {expected}")
         return convert(text)
 
     return converter
 
 
-TRUE, FALSE = (
-    ("y", "yes", "t", "true", "on", "1"),
-    ("n", "no", "f", "false", "off", "0"),
-)
-to_switch = matching(
-    "|".join(TRUE + FALSE), "yes or no", lambda text: text.lower() in TRUE
-)
+TRUE = ("y", "yes", "t", "true", "on", "1")
+FALSE = ("n", "no", "f", "false", "off", "0")
+to_switch = matching("|".join(TRUE + FALSE), "yes or no", lambda x: x.lower() in TRUE)
 to_key = matching("[!-~]+", "a key as Duo shows it, one word of ASCII")
 to_number = matching("[0-9]{1,9}", "a whole number, 0 or more", int)
 to_limit = matching(
@@ -945,8 +945,10 @@ def find_proxy(
     url = urllib.request.getproxies().get("https")
     if not url or urllib.request.proxy_bypass(f"{host}:{port or 443}"):
         return None
-    login, _, address = re.sub("^http://", "", url).rpartition("@")
-    proxy_host, proxy_port = to_host(address)
+    match = re.fullmatch("(?:http://)?(?:([^/]+)@)?([^/@]+)/?", url)
+    if not match:
+        raise ValueError("expected http://[USER:PASSWORD@]HOST[:PORT]")
+    login, (proxy_host, proxy_port) = match[1] or "", to_host(match[2])
     basic = base64.b64encode(urllib.parse.unquote_to_bytes(login)).decode()
     headers = {"Proxy-Authorization": f"Basic {basic}"} if login else {}
     return proxy_host, proxy_port or 80, headers
@@ -1091,10 +1093,7 @@ def main(
     try:
         with stopped_by_signals(), contextlib.closing(duo):
             try:
-                try:
-                    Run(settings, duo, report, clock)()
-                except Failure as failure:
-                    report.fail(str(failure))
+                Run(settings, duo, report, clock)()
             except OutputError as error:
                 report.stop(str(error))
             except Stopped as stopped:
