@@ -1,0 +1,150 @@
+"""The program at work on a simulated Duo tenant: ``python -m tests.demo``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.tenant import Tenant, cast
+
+SCRIPT = Path(__file__).parent.parent / "duo_phone_cleanup.py"
+WIDTH = 96
+LATER = 15
+"""Minutes between the two runs: more than the grace period of 10."""
+
+PROBLEM = """\
+Ann began to set up her phone in Duo and did not finish. Duo keeps the phone: platform
+"Generic Smartphone", not activated. While it is there, she can neither log in nor start
+over, and calls the help desk. duo_phone_cleanup, run by cron every few minutes, marks
+such a phone with the time, in its name, and deletes it ten minutes later.
+
+This is a tenant made up for the demo, on this machine. It asks nothing of Duo."""
+
+Phones = dict[str, dict[str, Any]]
+
+
+def phones(tenant: Tenant) -> Phones:
+    """Give every phone's record as it is now, with the names of its users."""
+    with tenant.lock:
+        return {
+            phone_id: {**phone, "users": [tenant.users[u] for u in phone["users"]]}
+            for phone_id, phone in tenant.phones.items()
+        }
+
+
+def meaning(phone: dict[str, Any]) -> str:
+    """Say what a phone's name means."""
+    name = phone["name"]
+    if phone["activated"]:
+        return f"set up{' in time' * name.isdigit()}: left alone"
+    if not name:
+        return "just begun, no run has seen it"
+    if not name.isdigit():
+        return "named by a person: left alone"
+    minutes = int(time.time() - int(name)) // 60
+    if not minutes:
+        return "tagged: first seen just now"
+    amount, unit = (minutes // 60, "hour") if minutes >= 60 else (minutes, "minute")
+    return f"tagged {amount} {unit}{'s' * (amount > 1)} ago"
+
+
+def show(now: Phones, before: Phones) -> None:
+    """Print the phones as a table, and mark those that changed since."""
+    rows = [["USER", "NUMBER", "PLATFORM", "ACTIVATED", "NAME", ""]]
+    for phone_id, phone in {**before, **now}.items():
+        users = ", ".join(user["username"] for user in phone["users"])
+        row = [users, str(phone["number"]), "", "", "", "<- deleted: can start over"]
+        if phone_id in now:
+            mark = "" if phone == before[phone_id] else "<- "
+            activated = "yes" if phone["activated"] else "no"
+            row[2:] = phone["platform"], activated, phone["name"], mark + meaning(phone)
+        rows.append(row)
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    print()
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths))
+        print("  " + "  ".join(cells).rstrip())
+    print()
+
+
+def run(tenant: Tenant) -> int:
+    """Run the program as a user would, show what it prints, give its exit status."""
+    print(f"    $ python {SCRIPT.name} -v", flush=True)
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("DUO_")}
+    environ.update(tenant.environment(), NO_PROXY="localhost", no_proxy="localhost")
+    with subprocess.Popen(
+        [sys.executable, str(SCRIPT), "-v"],
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        for line in process.stdout or ():
+            print(
+                textwrap.fill(
+                    line,
+                    WIDTH,
+                    initial_indent="    ",
+                    subsequent_indent="        ",
+                    break_on_hyphens=False,
+                ),
+                flush=True,
+            )
+    return process.returncode
+
+
+def later(tenant: Tenant) -> None:
+    """Let time pass, in which one user finishes."""
+    with tenant.lock:
+        for phone in tenant.phones.values():
+            if phone["name"].isdigit():
+                phone["name"] = str(int(phone["name"]) - LATER * 60)
+            if tenant.users[phone["users"][0]]["username"] == "cleo":
+                phone.update(activated=True, platform="Apple iOS")
+
+
+def demo() -> int:
+    """Tell the story; give the exit status."""
+    print(PROBLEM)
+    with Tenant() as tenant:
+        cast(tenant, time.time())
+        print("\n1. These are the tenant's phones.")
+        before = phones(tenant)
+        show(before, before)
+        print("2. The program runs; DUO_HOST, DUO_IKEY and DUO_SKEY are set for it.\n")
+        status = run(tenant)
+        after = phones(tenant)
+        show(after, before)
+        if status:
+            return status
+        print(f"3. {LATER} minutes later, Cleo has finished and Ann has not. The")
+        print("   program runs again. (The demo turns the tags back for it.)\n")
+        later(tenant)
+        status = run(tenant)
+        show(phones(tenant), after)
+    print("README.md says how to go on. With --dry-run it only shows what it would do.")
+    return status
+
+
+def main() -> int:
+    """Run the demo to its end, or until interrupted."""
+    # Make, for one, ends what it started with SIGTERM: clean up then, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return demo()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever reads this has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
