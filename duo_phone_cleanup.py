@@ -706,6 +706,9 @@ class Report:
                 answer = "?"
             except (OSError, ValueError):  # a lost terminal, a closed file
                 pass
+            except Stopped:
+                self.show("", "\n")
+                raise
             if not answer:
                 self.fail("no answer, the input has ended: nothing more is written")
                 return "q"
@@ -772,12 +775,12 @@ class Report:
             "seconds": round(time.monotonic() - self.began, 1),
             "exit_status": self.status,
         }
-        words = {"deleting": "", "named": "left alone", "limbo": "in limbo"}
-        told = {
-            words.get(fact, fact): number for fact, number in facts.items() if number
-        }
+        words = {"named": "left alone", "limbo": "in limbo"}
+        untold = ["deleting", *(each for each in EVENTS if not self.counts[each])]
         text = ", ".join(
-            f"{fact} {told[fact]}".replace("_", " ") for fact in told if fact
+            f"{words.get(fact, fact).replace('_', ' ')} {facts[fact]}"
+            for fact in facts
+            if fact not in untold
         )
         try:
             self.journal("summary", **facts)
