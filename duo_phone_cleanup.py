@@ -219,6 +219,7 @@ class DuoAdmin(duo_client.Admin):
         self._MAX_BACKOFF_WAIT_SECS = 0  # no 429 loop in duo_client: see persist
         self._tls, self._debug = settings.tls, debug
         self._idle: list[http.client.HTTPSConnection] = []
+        self._closed = False
         self._lock = threading.Lock()
         self.requests = 0
         self._gate = threading.Lock()  # held by the thread that waits out a 429
@@ -240,12 +241,18 @@ class DuoAdmin(duo_client.Admin):
 
     def _disconnect(self, connection: http.client.HTTPSConnection) -> None:
         self._idle.append(connection)
+        if self._closed:  # a page that nobody waited for any more
+            self._drop_idle()
+
+    def _drop_idle(self) -> None:
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
 
     def close(self) -> None:
-        """Close the idle connections."""
-        idle, self._idle = self._idle, []
-        for each in idle:
-            each.close()
+        """Close the connections."""
+        self._closed = True
+        self._drop_idle()
 
     def _attempt_single_request(
         self, connection: Any, method: str, uri: str, body: Any, headers: Any
@@ -261,7 +268,7 @@ class DuoAdmin(duo_client.Admin):
             return answer
         except BaseException:
             connection.close()
-            self.close()  # where one connection broke, the idle ones are likely to be
+            self._drop_idle()  # where one connection broke, others are likely to be
             raise
         finally:
             passed = time.monotonic() - began
@@ -405,6 +412,10 @@ class Run:
         """Carry the run out. Raises OutputError."""
         try:
             found = self.walk()
+            if self.settings.dry_run and self.settings.users:
+                # A look-up may not name all who share a phone; the phone itself does.
+                for phone in found:
+                    self.duo.persist(functools.partial(self.step, phone, write=False))
         except Failure as failure:
             self.report.fail(str(failure))
             return
@@ -598,7 +609,7 @@ def iso(seconds: float) -> str:
 
 def age(since: int, now: int) -> str:
     """Say how much time passed between two epochs, in the largest unit: "3 days"."""
-    passed = relativedelta(utc(now), utc(since))
+    passed = relativedelta(utc(max(since, now)), utc(min(since, now)))
     for unit in ("years", "months", "days", "hours", "minutes", "seconds"):
         number = getattr(passed, unit)
         if number:
@@ -680,9 +691,11 @@ class Report:
         if self.width:
             self.show("")
         try:
+            if not sys.stdout:
+                raise OSError("it is closed")
             sys.stdout.write(line + "\n")
             sys.stdout.flush()
-        except (AttributeError, OSError, ValueError) as error:  # none, broken, closed
+        except (OSError, ValueError) as error:
             self.stdout_broken = True
             raise OutputError(f"standard output cannot be written: {error}") from error
 
@@ -699,11 +712,9 @@ class Report:
             answer = ""
             try:
                 if sys.stdin and self.show(f"{question} [y/n/a/q]", " "):
-                    answer = sys.stdin.readline()
+                    answer = sys.stdin.buffer.readline().decode(errors="replace")
                     if not answer or not sys.stdin.isatty():  # nobody pressed Enter
                         self.show(shorten(answer, 40), "\n")
-            except UnicodeDecodeError:
-                answer = "?"
             except (OSError, ValueError):  # a lost terminal, a closed file
                 pass
             except Stopped:
@@ -721,13 +732,15 @@ class Report:
         tag = read_tag(phone.record)
         if phone.verdict is Verdict.NAMED:
             return f"named {shorten(str(phone.record.get('name')), 40)}"
+        if tag is None:
+            return "not tagged yet"
+        ago = f"tagged {age(tag, now)} {'ago' if tag <= now else 'ahead'}"
         if phone.verdict is Verdict.UNTAG:
-            return "set up since it was tagged"
+            return f"{ago}, set up since"
         if phone.verdict is Verdict.STAMP:
-            return "not tagged yet" if tag is None else "in use since it was tagged"
-        assert tag is not None
+            return f"{ago}, in use since"
         if phone.verdict is Verdict.DELETE:
-            return f"tagged {age(tag, now)} ago"
+            return ago
         if tag > now:
             return "its tag is in the future"
         end = tag + self.settings.grace_period * 60
@@ -995,15 +1008,17 @@ class Parser(argparse.ArgumentParser):
                 )
         version = f"%(prog)s {__version__}"
         self.add_argument("--version", action="version", version=version)
-        self.add_argument("users", nargs="*")
 
     def format_help(self) -> str:
         """Return the help as it is written above."""
         return HELP
 
     def error(self, message: str) -> NoReturn:
-        """Raise UsageError with the message up to where it repeats a value."""
-        raise UsageError(re.split("['\"]", message)[0].rstrip(": "))
+        """Raise UsageError, without the value that argparse would repeat."""
+        option = re.findall("--[a-z-]+", message)[0]
+        name = option[2:].replace("-", "_")
+        wrong = "expected a value" if "expected" in message else "takes no value"
+        raise UsageError(f"{label(name) if name in OPTIONS else option}: {wrong}")
 
 
 def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
@@ -1011,14 +1026,20 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
 
     Raises UsageError; SystemExit after --help and --version.
     """
-    namespace, unknown = Parser().parse_known_intermixed_args(argv)
+    arguments = [*argv, "--"]
+    end = arguments.index("--")
+    namespace, users = Parser().parse_known_args(arguments[:end])
+    unknown = [each for each in users if each.startswith("-")]
     if unknown:  # not by its name: it may be a mistyped --skey=...
         place = [*argv, unknown[0]].index(unknown[0]) + 1
         raise UsageError(f"argument {place} is no option of this program")
+    users += arguments[end + 1 : -1]
+    if "" in users:
+        raise UsageError("user: expected a name, got an empty one")
     options = vars(namespace)
     if options["skey"] is not None or options["skey_file"] is not None:
         environ = {**environ, "DUO_SKEY": "", "DUO_SKEY_FILE": ""}
-    values: dict[str, Any] = {"users": options["users"]}
+    values: dict[str, Any] = {"users": users}
     for name, (_, convert, default) in OPTIONS.items():
         given = options[name]
         if given is None:
@@ -1036,8 +1057,6 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
     missing = [label(name) for name in ("host", "ikey", "skey") if not values[name]]
     if missing:
         raise UsageError(f"missing: {', '.join(missing)}")
-    if "" in values["users"]:
-        raise UsageError("user: expected a name, got an empty one")
     try:
         values["proxy"] = find_proxy(*values["host"])
     except ValueError as error:
