@@ -1,0 +1,778 @@
+"""What goes wrong on the network, at Duo or in its answers, and what comes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import itertools
+import os
+import re
+import socket
+import socketserver
+import ssl
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+import duo_phone_cleanup
+from tests.conftest import HOUR, NOW, Result, Run, clean_environment
+from tests.tenant import MISSING, SKEY, Fault, Request, Tenant
+
+OLD = str(NOW - HOUR)
+SET_UP = {"platform": "Apple iOS", "activated": True}
+GRANT = "Grant resource"
+STAMP = {"method": "POST"}
+DELETION = {"method": "DELETE"}
+
+Kind = tuple[str, dict[str, Any]]  # of a fault, and how it is
+Case = tuple[Kind, tuple[str, ...]]  # and what the error line has to say
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duo_phone_cleanup, "PAUSE", 0.005)
+
+
+def assert_fresh_reads(tenant: Tenant) -> None:
+    """Each write came right after a read of the same phone, and none too often."""
+    requests = tenant.requests
+    writes = Counter()  # type: Counter[tuple[str, str]]
+    for before, request in zip(requests, requests[1:]):
+        if request.method != "GET":
+            assert (before.method, before.path) == ("GET", request.path)
+            writes[request.method, request.path] += 1
+    assert max(writes.values(), default=0) <= 3
+
+
+def assert_no_secret(result: Result) -> None:
+    """Neither the key nor a piece of it was told."""
+    told = result.out + result.err
+    assert not [at for at in range(len(SKEY) - 4) if SKEY[at : at + 5] in told]
+    assert "Traceback" not in told
+
+
+def error_line(result: Result, *needed: str) -> str:
+    """The one line of a run that failed before it had seen all users."""
+    (line,) = result.err.splitlines()
+    for each in needed:
+        assert each in line
+    assert result.status == 1
+    assert len(line) < 500
+    return line
+
+
+# Faults that pass
+
+REQUESTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    # What picks the request out of a run, and the users named on its command line.
+    "page": ({"path": "users$"}, ()),
+    "second page": ({"path": "users$", "after": 1}, ()),
+    "look-up": ({"path": "users$"}, ("ann", "bob", "cleo")),
+    "re-read": ({"method": "GET", "path": "phones/"}, ()),
+    "stamp": (STAMP, ()),
+    "untag": ({"method": "POST", "after": 1}, ()),
+    "deletion": (DELETION, ()),
+}
+PASSING: dict[str, Kind] = {
+    "reset": ("reset_before", {}),
+    "answer lost": ("reset_after", {}),
+    "orderly close": ("close_before", {}),
+    "cut short": ("truncate", {}),
+    "connection dropped afterwards": ("close_after", {}),
+    "connection closed afterwards": ("connection_close", {}),
+    "500": ("status", {"status": 500}),
+    "502 with HTML": ("status", {"status": 502}),
+    "503": ("status", {"status": 503}),
+    "HTML": ("junk", {}),
+    "empty": ("junk", {"body": b""}),
+    "not UTF-8": ("junk", {"body": b'"\xff"'}),
+}
+
+
+class Work:
+    """A tenant with one phone for each kind of write."""
+
+    def __init__(self, tenant: Tenant, ordinary_users: int = 0) -> None:
+        self.tenant = tenant
+        self.stamp = tenant.add_phone("ann")
+        self.delete = tenant.add_phone("bob", name=OLD)
+        tenant.populate(ordinary_users)
+        self.untag = tenant.add_phone("cleo", name=OLD, **SET_UP)
+
+    def assert_done(self, result: Result) -> None:
+        """Everything has been done, and counted once, without a word."""
+        assert (result.status, result.err) == (0, "")
+        told = [kind for kind in result.kinds if kind != "deleting"]
+        assert told == ["stamped", "deleted", "untagged"]
+        assert self.tenant.phones[self.stamp]["name"] == str(NOW)
+        assert self.tenant.phone(self.delete) is None
+        assert self.tenant.phones[self.untag]["name"] == ""
+        assert_fresh_reads(self.tenant)
+
+    def assert_untouched(self) -> None:
+        """No write has been sent."""
+        assert {request.method for request in self.tenant.requests} <= {"GET"}
+
+
+@pytest.mark.parametrize("passing", PASSING)
+@pytest.mark.parametrize("request_kind", REQUESTS)
+def test_a_passing_fault_is_ridden_out(
+    tenant: Tenant, run: Run, request_kind: str, passing: str
+) -> None:
+    work = Work(tenant, 300 if request_kind == "second page" else 0)
+    (where, users), (kind, how) = REQUESTS[request_kind], PASSING[passing]
+    fault = tenant.fail(kind, **where, **how)
+    work.assert_done(run("--json", "--untag", *users))
+    assert fault.hits == 1
+
+
+@pytest.mark.parametrize(
+    ("request_kind", "before"),
+    [("page", True), ("re-read", True), ("stamp", False), ("deletion", False)],
+)
+def test_a_time_out_is_ridden_out(
+    tenant: Tenant, run: Run, request_kind: str, before: bool
+) -> None:
+    work = Work(tenant)
+    fault = tenant.fail("hang", **REQUESTS[request_kind][0], before=before)
+    work.assert_done(run("--json", "--untag", "--timeout", "0.3"))
+    assert fault.hits == 1
+
+
+@pytest.mark.parametrize("request_kind", ["page", "stamp", "deletion"])
+def test_a_429_is_waited_out_and_is_no_try(
+    tenant: Tenant,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    request_kind: str,
+) -> None:
+    monkeypatch.setattr(duo_phone_cleanup, "TRIES", 1)
+    work = Work(tenant)
+    fault = tenant.fail("status", status=429, **REQUESTS[request_kind][0])
+    work.assert_done(run("--json", "--untag"))
+    assert fault.hits == 1
+
+
+@pytest.mark.parametrize(("times", "status"), [(2, 0), (3, 1)])
+@pytest.mark.parametrize("request_kind", REQUESTS)
+def test_three_tries_in_all(
+    tenant: Tenant, run: Run, request_kind: str, times: int, status: int
+) -> None:
+    Work(tenant, 300 if request_kind == "second page" else 0)
+    where, users = REQUESTS[request_kind]
+    fault = tenant.fail("status", times=times, **where)
+    result = run("--json", "--untag", *users)
+    assert (result.status, fault.hits) == (status, times)
+    assert result.kinds.count("failed") == status
+    assert_fresh_reads(tenant)
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        # After a write whose answer is lost, the read that finds it done fails too.
+        [("reset_after", STAMP), ("truncate", {"path": "-a", "after": 2})],
+        [("reset_after", DELETION), ("truncate", {"path": "-b", "after": 2})],
+        # The first write is not done and the second is, neither with an answer.
+        [("reset_before", STAMP), ("reset_after", STAMP)],
+        [("reset_before", DELETION), ("reset_after", DELETION)],
+        [("truncate", STAMP), ("truncate", DELETION)],
+    ],
+)
+def test_faults_one_after_the_other(
+    tenant: Tenant,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    faults: list[Kind],
+) -> None:
+    """With a clock that goes on between the tries, so that each stamp differs."""
+    tenant.add_phone("ann", phone_id="DP-a")
+    tenant.add_phone("bob", phone_id="DP-b", name=OLD)
+    set_up = [tenant.fail(kind, **where) for kind, where in faults]
+    clock = itertools.count(NOW)
+    environment = clean_environment(**tenant.environment())
+    monkeypatch.setattr(os, "environ", environment)
+    status = duo_phone_cleanup.main(["--json"], clock=lambda: next(clock))
+    result = Result(status, *capsys.readouterr())
+    assert (result.status, result.err) == (0, "")
+    told = [kind for kind in result.kinds if kind != "deleting"]
+    assert told == ["stamped", "deleted"]
+    assert NOW < int(tenant.phones["DP-a"]["name"]) < next(clock)
+    assert tenant.phone("DP-b") is None
+    assert [fault.hits for fault in set_up] == [1, 1]
+    assert_fresh_reads(tenant)
+
+
+@pytest.mark.parametrize(
+    ("fields", "method", "change"),
+    [
+        ({"name": OLD}, "DELETE", SET_UP),
+        ({"name": OLD}, "DELETE", {"name": "Ann's spare"}),
+        ({"name": OLD}, "DELETE", {"name": str(NOW - HOUR - 1)}),
+        ({"name": OLD, **SET_UP}, "POST", {"name": "Ann's phone"}),
+        ({}, "POST", SET_UP),
+        ({}, "POST", {"name": "Ann's spare"}),
+    ],
+)
+def test_a_write_is_not_repeated_on_a_phone_that_has_changed(
+    tenant: Tenant, run: Run, fields: Any, method: str, change: dict[str, Any]
+) -> None:
+    phone_id = tenant.add_phone("ann", **fields)
+    expected = {**tenant.phones[phone_id], **change}
+
+    def meanwhile(request: Request) -> None:
+        if request.method == method:
+            tenant.phones[phone_id].update(change)
+
+    tenant.on_request(meanwhile)
+    tenant.fail("reset_before", method=method)
+    result = run("--json", "--untag")
+    assert (result.status, result.err, result.kinds[-1]) == (0, "", "changed")
+    assert tenant.phones[phone_id] == expected
+    assert [r.method for r in tenant.requests].count(method) == 1
+
+
+def test_all_threads_wait_out_a_429_together(tenant: Tenant, run: Run) -> None:
+    """Of six pages, three are let through in any second."""
+    tenant.populate(300 * 6)
+    tenant.limit(3, 1, "users$")
+    result = run("--json")
+    assert (result.status, result.summary["users_seen"]) == (0, 1800)
+    refused = [request for request in tenant.requests if request.status == 429]
+    # The three that were on their way, and one that tried again too soon.
+    assert len(refused) <= 3 + 1
+    assert len(tenant.requests) == 6 + len(refused)
+
+
+# Faults that last: the walk
+
+
+@contextlib.contextmanager
+def server(reply: bytes = b"", certificate: Any = None) -> Iterator[str]:
+    """Serve the same reply to everybody on localhost, over TLS if there is one."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    if certificate:
+        certificate.configure_cert(context)
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                talk = self.request
+                if certificate:
+                    talk = context.wrap_socket(talk, server_side=True)
+                with talk:
+                    talk.recv(65536)
+                    talk.sendall(reply)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    with Server(("127.0.0.1", 0), Handler) as serving:
+        thread = threading.Thread(target=serving.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"localhost:{serving.server_address[1]}"
+        serving.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def dead_port() -> Iterator[str]:
+    """An address where nobody listens, and nobody else will."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        yield f"localhost:{unused.getsockname()[1]}"
+
+
+@pytest.fixture
+def silent_port() -> Iterator[str]:
+    """An address that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"localhost:{listener.getsockname()[1]}"
+
+
+def answers(name: str, values: list[Any], *needed: str) -> dict[str, Case]:
+    """Cases of an answer that has each of these values in this place."""
+    places: dict[str, Callable[[Any], dict[str, Any]]] = {
+        "envelope": lambda value: {"envelope": value},
+        "response": lambda value: {"response": value},
+        "metadata": lambda value: {"response": [], "metadata": value},
+        "next_offset": lambda value: {"response": [], "metadata": {name: value}},
+        "user": lambda value: {"response": [value]},
+        "phones": lambda value: {"response": [{"username": "ann", name: value}]},
+    }
+    return {f"{name} {v}": (("answer", places[name](v)), needed) for v in values}
+
+
+NOT_JSON = "not its JSON", "DUO_HOST"
+REFUSED_WALKS: dict[str, Case] = {
+    # The fault, and what the line has to say: Duo's own message, and a hint.
+    **{
+        str(code): (("status", {"status": 401, "code": code}), needed)
+        for code, needed in {
+            40101: ("401 Missing request credentials", "DUO_IKEY", "DUO_SKEY"),
+            40102: ("401 Invalid integration key in request credentials", "DUO_IKEY"),
+            40103: ("401 Invalid signature in request credentials", "DUO_SKEY"),
+            40104: ("401 Missing request timestamp", "this machine's clock"),
+            40105: ("401 Bad request timestamp", "this machine's clock"),
+        }.items()
+    },
+    "403": (("status", {"status": 403, "code": 40301}), ("Access forbidden", GRANT)),
+    "404": (("status", {"status": 404}), ("404 Resource not found", "DUO_HOST")),
+    "400": (
+        ("status", {"status": 400, "code": 40002, "message_detail": "limit"}),
+        ("400 Invalid request parameters (limit)",),
+    ),
+    "405": (("status", {"status": 405}), ("405 Method not allowed",)),
+    "302": (("status", {"status": 302, "body": b""}), ("302 Found",)),
+    "hostile message": (
+        ("status", {"status": 400, "message": "No\nwa\x1b[31my\r" + 5000 * "!"}),
+        ("400 No wa\\x1b[31my !!!!!",),
+    ),
+    "message that is no text": (
+        ("status", {"status": 400, "message": {"a": [1]}, "code": {}}),
+        ("400 {'a': [1]}",),
+    ),
+}
+BROKEN_WALKS: dict[str, Case] = {
+    # These may pass: there are three tries.
+    "500": (("status", {"status": 500}), ("500 Internal Server Error",)),
+    "502 with HTML": (("status", {"status": 502}), ("502 Bad Gateway",)),
+    "503": (("status", {"status": 503}), ("503 Service Unavailable",)),
+    "503 and a list": (("status", {"body": b"[]"}), ("503 Service Unavailable",)),
+    "reset": (("reset_before", {}), ("no answer from Duo",)),
+    "orderly close": (("close_before", {}), ("no answer from Duo",)),
+    "cut short": (("truncate", {}), ("no answer of the Admin API",)),
+    "HTML": (("junk", {}), NOT_JSON),
+    "empty": (("junk", {"body": b""}), NOT_JSON),
+    "not UTF-8": (("junk", {"body": b'{"stat":"\xff"}'}), NOT_JSON),
+    "deep": (("junk", {"body": b"[" * 200_000}), NOT_JSON),
+    "deep and well formed": (
+        ("junk", {"body": b"[" * 100_000 + b"]" * 100_000}),
+        NOT_JSON,
+    ),
+    **answers("envelope", [None, 7, "", [], [{}], {}, {"stat": "OK"}], *NOT_JSON),
+    **answers("response", [None, 7, "users", {}, {"users": []}], "not a page of users"),
+    **answers("metadata", [None, 7, "x", [1]], "not a page of users"),
+}
+MISSHAPEN_WALKS: dict[str, Case] = {
+    **answers("user", [None, 7, "ann", []], "no object"),
+    **answers("phones", [7, "DP", {"DP": {}}], "ann", "phones"),
+    **answers("next_offset", [0, -300, "300", 300.0, [], {}], "next_offset"),
+}
+WALKS = {**REFUSED_WALKS, **BROKEN_WALKS, **MISSHAPEN_WALKS}
+
+
+@pytest.mark.parametrize("walk", WALKS)
+def test_a_walk_that_fails_writes_nothing(tenant: Tenant, run: Run, walk: str) -> None:
+    work = Work(tenant)
+    (kind, how), needed = WALKS[walk]
+    fault = tenant.fail(kind, times=None, **how)
+    result = run("--json")
+    line = error_line(result, *needed)
+    assert line.isprintable()
+    assert "html" not in line
+    assert result.kinds == ["failed"]
+    assert result.summary["exit_status"] == 1
+    assert fault.hits == (3 if walk in BROKEN_WALKS else 1)
+    work.assert_untouched()
+    assert_no_secret(run("--json", "-vvv"))
+
+
+@pytest.mark.parametrize("walk", ["403", "503", "HTML", "user 7"])
+def test_a_walk_that_fails_half_way_writes_nothing(
+    tenant: Tenant, run: Run, walk: str
+) -> None:
+    work = Work(tenant, 600)
+    (kind, how), needed = WALKS[walk]
+    tenant.fail(kind, path="users$", after=1, times=None, **how)
+    result = run("--json")
+    error, _summary = result.err.splitlines()
+    assert all(each in error for each in needed)
+    assert (result.status, result.kinds) == (1, ["failed"])
+    assert result.summary["users_seen"] >= 300
+    work.assert_untouched()
+
+
+def test_an_offset_that_does_not_grow(tenant: Tenant, run: Run) -> None:
+    metadata = {"total_objects": 900, "next_offset": 300}
+    fault = tenant.fail("answer", response=[], metadata=metadata, times=None)
+    error_line(run(), "next_offset")
+    assert fault.hits <= 3
+
+
+@pytest.mark.parametrize(
+    ("variables", "needed"),
+    [
+        ({"DUO_SKEY": SKEY[::-1]}, ("Invalid signature", "DUO_SKEY")),
+        ({"DUO_IKEY": "DIXXXXXXXXXXXXXXXXXX"}, ("Invalid integration key", "DUO_IKEY")),
+    ],
+)
+def test_wrong_keys(
+    tenant: Tenant, run: Run, variables: Any, needed: tuple[str, ...]
+) -> None:
+    error_line(run(**variables), *needed)
+    assert len(tenant.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("permissions", "tries"), [({"write"}, []), ({"read"}, ["POST"]), (set(), [])]
+)
+def test_missing_permissions(
+    tenant: Tenant, run: Run, permissions: set[str], tries: list[str]
+) -> None:
+    """The permission to read is missed by the walk, the one to write by a write."""
+    tenant.permissions = permissions
+    Work(tenant)
+    result = run("--json", "--untag")
+    line = result.err.splitlines()[0]
+    assert "403 Access forbidden" in line
+    assert f"{GRANT} - Read" in line
+    assert f"{GRANT} - Write" in line
+    assert (result.status, result.kinds) == (1, ["failed"])
+    assert [r.method for r in tenant.requests if r.method != "GET"] == tries
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("host", ""), ("ikey", ""), ("skey", ""), ("host", "a b")]
+)
+def test_settings_that_are_missing_or_malformed(
+    tenant: Tenant, run: Run, name: str, value: str
+) -> None:
+    variables: Any = {f"DUO_{name.upper()}": value}
+    result = run("-vvv", **variables)
+    (line,) = result.err.splitlines()
+    assert f"--{name} (DUO_{name.upper()})" in line
+    assert (result.status, tenant.requests) == (2, [])
+
+
+# Faults that last: the network
+
+
+def test_a_refused_connection(run: Run, dead_port: str) -> None:
+    error_line(run(DUO_HOST=dead_port), "onnection refused", "DUO_HOST", "network")
+
+
+def test_an_unknown_host(run: Run) -> None:
+    # Too long for any name server to be asked about it.
+    host = ".".join(["a" * 60] * 5)
+    error_line(run(DUO_HOST=host), "no answer from Duo", "DUO_HOST", "network")
+
+
+def test_a_silent_server(run: Run, silent_port: str) -> None:
+    began = time.monotonic()
+    result = run("--timeout", "0.1", DUO_HOST=silent_port)
+    error_line(result, "timed out", "DUO_TIMEOUT")
+    assert time.monotonic() - began < 2
+
+
+def test_a_server_that_falls_silent(tenant: Tenant, run: Run) -> None:
+    fault = tenant.fail("hang", times=None)
+    error_line(run("--timeout", "0.1"), "timed out", "DUO_TIMEOUT")
+    assert fault.hits == 3
+
+
+@pytest.mark.parametrize(
+    ("reply", "needed"),
+    [
+        (b"", ("no answer from Duo",)),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", ("SSH-2.0", "DUO_HOST")),
+        (b"HTTP/1.1 200 OK\r\n" + b"a" * 70_000, ("line", "DUO_HOST")),
+        (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200 + b"\r\n", ("100", "DUO_HOST")),
+        (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+            ("IncompleteRead", "DUO_HOST"),
+        ),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", ("204 No Content",)),
+    ],
+    ids=["nothing", "not HTTP", "long line", "headers", "chunks", "204"],
+)
+def test_a_server_that_is_not_duo(
+    run: Run, tmp_path: Path, reply: bytes, needed: tuple[str, ...]
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with server(reply, authority.issue_cert("localhost")) as host:
+        result = run(DUO_HOST=host, DUO_CA_CERTS=str(tmp_path / "ca.pem"))
+    assert error_line(result, *needed).isprintable()
+
+
+def test_a_server_without_tls(run: Run) -> None:
+    with server(b"HTTP/1.1 400 Bad Request\r\n\r\n") as host:
+        error_line(run(DUO_HOST=host), "no answer from Duo", "SSL")
+
+
+@pytest.mark.parametrize(
+    ("name", "trusted", "ends", "needed"),
+    [
+        ("localhost", False, 1, "certificate"),
+        ("api-12345678.duosecurity.com", True, 1, "localhost"),
+        ("localhost", True, -1, "expired"),
+    ],
+    ids=["of another authority", "for another host", "expired"],
+)
+def test_a_certificate_that_fails(
+    run: Run, tmp_path: Path, name: str, trusted: bool, ends: int, needed: str
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    now = datetime.datetime.now(datetime.timezone.utc)
+    days = [now + datetime.timedelta(days=day) for day in (-2, ends)]
+    certificate = authority.issue_cert(name, not_before=days[0], not_after=days[1])
+    trust = str(tmp_path / "ca.pem") if trusted else ""  # "": duo_client's bundle
+    with server(b"", certificate) as host:
+        result = run(DUO_HOST=host, DUO_CA_CERTS=trust)
+    error_line(result, "certificate", needed, "DUO_CA_CERTS")
+    assert result.err.count("trying") == 0
+
+
+@pytest.mark.parametrize("login", ["", "proxy-user:proxy-password@"])
+@pytest.mark.parametrize(
+    ("reply", "needed", "hint"),
+    [
+        (None, "onnection refused", "HTTPS_PROXY"),
+        (b"HTTP/1.1 407 Login, please\r\n\r\n", "407 Login, please", "HTTPS_PROXY"),
+        (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", "502 Bad Gateway", "HTTPS_PROXY"),
+        (b"220 mail.example.com ESMTP\r\n", "220 mail.example.com", ""),
+    ],
+    ids=["refused", "407", "502", "not a proxy"],
+)
+def test_a_proxy_that_fails(
+    tenant: Tenant,
+    run: Run,
+    dead_port: str,
+    login: str,
+    reply: bytes | None,
+    needed: str,
+    hint: str,
+) -> None:
+    with server(reply or b"") as address:
+        proxy = dead_port if reply is None else address
+        results = [
+            run(*argv, HTTPS_PROXY=f"http://{login}{proxy}") for argv in ((), ("-vvv",))
+        ]
+    error_line(results[0], needed, hint)
+    assert tenant.requests == []
+    for result in results:
+        assert_no_secret(result)
+        assert "proxy-" not in result.err
+
+
+# Faults that last: a phone
+
+
+class Row:
+    """Phones in a row with the same verdict. What goes wrong does with the second."""
+
+    def __init__(self, tenant: Tenant, count: int = 3, **fields: Any) -> None:
+        self.tenant = tenant
+        users = [f"user-{n}" for n in range(count)]
+        self.ids = [tenant.add_phone(user, **fields) for user in users]
+
+    def fail(self, kind: str, method: str, **how: Any) -> Fault:
+        """Let this go wrong for ever with the second phone."""
+        path = f"phones/{self.ids[1]}"
+        return self.tenant.fail(kind, method=method, path=path, times=None, **how)
+
+    @property
+    def touched(self) -> list[str]:
+        """The phones that were read or written, in turn, each once."""
+        paths = [request.path for request in self.tenant.requests]
+        return [*dict.fromkeys(path[-20:] for path in paths if "/phones/" in path)]
+
+
+VERDICTS: dict[str, tuple[dict[str, Any], str, str]] = {
+    # The record's fields, the method of the write, the event.
+    "stamp": ({}, "POST", "stamped"),
+    "deletion": ({"name": OLD}, "DELETE", "deleted"),
+    "untag": ({"name": OLD, **SET_UP}, "POST", "untagged"),
+}
+ONE_PHONE: dict[str, tuple[Kind, str, int]] = {
+    # The fault, what the line has to say, how many tries.
+    "400": (("status", {"status": 400}), "400 Bad Request", 1),
+    "404": (("status", {"status": 404, "code": 40499}), "404 Not Found", 1),
+    "404 with HTML": (("status", {"status": 404, "body": b"<html>"}), "404 Not", 1),
+    "500": (("status", {"status": 500}), "500 Internal Server Error", 3),
+    "502": (("status", {"status": 502}), "502 Bad Gateway", 3),
+}
+NO_PHONE: dict[str, tuple[Kind, str, int]] = {
+    **{
+        name: (kind, needed[0], 3)
+        for name, (kind, needed) in answers(
+            "response", [None, 7, "", "DP", [], [{}]], "not a phone"
+        ).items()
+    },
+    "HTML": (("junk", {}), "not its JSON", 3),
+    "not UTF-8": (("junk", {"body": b'"\xff"'}), "not its JSON", 3),
+    "deep": (("junk", {"body": b"[" * 200_000}), "not its JSON", 3),
+}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "on_write", "failing"),
+    [(verdict, True, each) for verdict in VERDICTS for each in ONE_PHONE]
+    + [("deletion", False, each) for each in (*ONE_PHONE, *NO_PHONE)],
+)
+def test_one_phone_that_fails_does_not_stop_the_others(
+    tenant: Tenant, run: Run, verdict: str, on_write: bool, failing: str
+) -> None:
+    fields, write, done = VERDICTS[verdict]
+    row = Row(tenant, **fields)
+    before = tenant.phone(row.ids[1])
+    (kind, how), needed, tries = {**ONE_PHONE, **NO_PHONE}[failing]
+    fault = row.fail(kind, write if on_write else "GET", **how)
+    result = run("--json", "--untag")
+    assert result.status == 1
+    assert fault.hits == tries
+    error, _summary = result.err.splitlines()
+    assert all(each in error for each in (needed, row.ids[1], "user-1"))
+    assert result.summary["failed"] == 1
+    told = [each for each in result.events[:-1] if each["event"] != "deleting"]
+    assert [each["event"] for each in told] == [done, "failed", done]
+    assert [each["phone_id"] for each in told] == row.ids
+    assert tenant.phone(row.ids[1]) == before
+    assert_fresh_reads(tenant)
+
+
+FATAL: dict[str, tuple[Kind, int]] = {
+    "401": (("status", {"status": 401, "code": 40103}), 1),
+    "403": (("status", {"status": 403}), 1),
+    "429 given up": (("status", {"status": 429}), 1),
+    "reset": (("reset_before", {}), 3),
+    "orderly close": (("close_before", {}), 3),
+    "time-out": (("hang", {}), 3),
+}
+
+
+@pytest.mark.parametrize("on_write", [False, True])
+@pytest.mark.parametrize("failing", FATAL)
+def test_what_ends_the_run_leaves_the_other_phones(
+    tenant: Tenant,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    failing: str,
+    on_write: bool,
+) -> None:
+    monkeypatch.setattr(duo_phone_cleanup, "PATIENCE", 0)
+    row = Row(tenant, name=OLD)
+    (kind, how), tries = FATAL[failing]
+    fault = row.fail(kind, "DELETE" if on_write else "GET", **how)
+    result = run("--json", "--timeout", "0.15")
+    assert result.status == 1
+    assert fault.hits == tries
+    error, _summary = result.err.splitlines()
+    assert row.ids[1] in error
+    assert (result.summary["deleted"], result.summary["failed"]) == (1, 1)
+    assert row.touched == row.ids[:2]
+    assert [row.tenant.phone(each) is None for each in row.ids] == [True, False, False]
+    assert_fresh_reads(tenant)
+
+
+@pytest.mark.parametrize("kind", ["hang", "reset_before"])
+def test_a_server_that_dies_after_the_walk(tenant: Tenant, run: Run, kind: str) -> None:
+    """A thousand phones do not mean a thousand time-outs."""
+    for number in range(1000):
+        tenant.add_phone(f"user-{number % 20}")
+    fault = tenant.fail(kind, path="phones/", times=None)
+    began = time.monotonic()
+    result = run("--timeout", "0.1")
+    assert time.monotonic() - began < 3
+    assert (result.status, fault.hits) == (1, 3)
+    assert len(result.err.splitlines()) == 2
+
+
+@pytest.mark.parametrize(("patience", "refused"), [(0, 1), (0.3, 2)])
+def test_a_429_that_lasts_is_given_up(
+    tenant: Tenant,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    patience: float,
+    refused: int,
+) -> None:
+    monkeypatch.setattr(duo_phone_cleanup, "PATIENCE", patience)
+    work = Work(tenant)
+    tenant.limit(0, 60)
+    error_line(run(), "429 Too Many Requests", "rate limit")
+    assert len(tenant.requests) == refused
+    work.assert_untouched()
+
+
+def test_a_429_that_lasts_is_given_up_by_all_threads(
+    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duo_phone_cleanup, "PATIENCE", 0.3)
+    tenant.populate(300 * 8)
+    tenant.limit(1, 60)
+    result = run()
+    error, _summary = result.err.splitlines()
+    assert "429 Too Many Requests" in error
+    assert result.status == 1
+    # The four that were on their way, and one that tried again.
+    assert len(tenant.requests) <= 1 + 4 + 1
+
+
+# Records that are not what they should be
+
+
+@pytest.mark.parametrize("entry", [None, 7, "DPX", [], [{}]], ids=repr)
+def test_a_phone_that_is_no_object(tenant: Tenant, run: Run, entry: Any) -> None:
+    phone_id = tenant.add_phone("bob", name=OLD)
+    phones = [entry, tenant.phone(phone_id)]
+    users = [{"username": "ann", "phones": phones}]
+    tenant.fail("answer", path="users$", response=users)
+    result = run("--json")
+    assert (result.status, result.kinds) == (1, ["failed", "deleting", "deleted"])
+    error, _summary = result.err.splitlines()
+    assert "ann" in error
+    assert tenant.phone(phone_id) is None
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {},
+        {"phone_id": []},
+        {"phone_id": {}},
+        *({"phone_id": odd} for odd in (None, "", 7, 1.5, True, ".", "DP/../X")),
+        *({"phone_id": f"DP{odd}"} for odd in (" X", "\n", "%2e", "é", "?", "#")),
+    ],
+    ids=repr,
+)
+def test_a_phone_without_a_usable_id(
+    tenant: Tenant, run: Run, field: dict[str, Any]
+) -> None:
+    good = tenant.add_phone("ann", name=OLD)
+    bad = {"platform": "Generic Smartphone", "number": "+15550100", **field}
+    users = [{"username": "ann", "phones": [bad, tenant.phone(good)]}]
+    tenant.fail("answer", path="users$", response=users)
+    result = run("--json")
+    assert (result.status, result.kinds) == (1, ["failed", "deleting", "deleted"])
+    error, _summary = result.err.splitlines()
+    assert "ann" in error
+    assert "phone_id" in error
+    assert [request.path[-20:] for request in tenant.requests[1:]] == [good, good]
+
+
+@pytest.mark.parametrize("odd", [None, 7, True, "", [], {}, {"a": 1}], ids=repr)
+def test_fields_of_odd_types_do_no_harm(tenant: Tenant, run: Run, odd: Any) -> None:
+    """The verdict needs a platform and a name; the rest is only shown."""
+    fields = ("number", "model", "type", "extension", "capabilities", "users")
+    phone_id = tenant.add_phone("ann", name=OLD, **dict.fromkeys(fields, odd))
+    strange = [
+        tenant.add_phone("ann", name=OLD, platform=odd),
+        tenant.add_phone("ann", name={"a": odd}),
+    ]
+    for field in ("username", "user_id", "aliases", "alias1", "email", "groups"):
+        next(iter(tenant.users.values()))[field] = odd
+    tenant.add_user("bob", phones=None)
+    tenant.add_user("cleo", phones=MISSING)
+    result = run("--json", "-v")
+    assert (result.status, result.kinds) == (0, ["deleting", "deleted", "named"])
+    assert tenant.phone(phone_id) is None
+    assert all(tenant.phone(each) for each in strange)
+    assert not re.search("Traceback|Error", result.err)

@@ -1,0 +1,226 @@
+"""How a run ends that is told to: soon, with a summary and a status of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.conftest import HOUR, Result, Run, start
+from tests.tenant import Request, Tenant
+
+HUP, INT, TERM = SIGNALS = signal.SIGHUP, signal.SIGINT, signal.SIGTERM
+Number = signal.Signals
+
+
+@contextlib.contextmanager
+def handlers(handler: Any, *numbers: Number) -> Iterator[None]:
+    """Set handlers here. A process that is started ignores what is ignored here."""
+    before = {each: signal.signal(each, handler) for each in numbers}
+    try:
+        yield
+    finally:
+        for each, former in before.items():
+            signal.signal(each, former)
+
+
+@pytest.fixture(autouse=True)
+def _as_from_a_shell() -> Iterator[None]:
+    """Let signals reach what the tests start, even if nohup has started the tests."""
+    ignored = [each for each in SIGNALS if signal.getsignal(each) is signal.SIG_IGN]
+    with handlers(signal.SIG_DFL, *ignored):
+        yield
+
+
+@contextlib.contextmanager
+def running(
+    tenant: Tenant, *argv: str, **options: Any
+) -> Iterator[subprocess.Popen[str]]:
+    """Start the program; where a test fails, nobody waits for its end."""
+    with start(tenant, "--json", *argv, **options) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def end(child: subprocess.Popen[str], *numbers: Number, terminal: int = -1) -> Result:
+    """Send signals to a run, and see that it ends as it should."""
+    began = time.monotonic()
+    for number in numbers:
+        child.send_signal(number)
+    out, err = child.communicate(timeout=10)
+    took = time.monotonic() - began
+    if terminal >= 0:
+        err = os.read(terminal, 100_000).decode()
+    result = Result(child.returncode, out, err)
+    assert result.status in [128 + number for number in numbers]
+    assert took < 1
+    assert "Traceback" not in err
+    assert "requests" in err.splitlines()[-1]
+    assert result.summary["exit_status"] == result.status
+    return result
+
+
+def read_until(text: str, read: Callable[[], str]) -> None:
+    """Read what a run writes up to a text."""
+    told = ""
+    while text not in told:
+        more = read()
+        assert more, f"{told!r} has no {text!r}"
+        told += more
+
+
+READ = {"method": "GET", "path": "phones/"}
+SILENT: dict[str, tuple[dict[str, Any], list[str]]] = {
+    # The requests of which the last is not answered; what has been done by then.
+    "the walk": ({"path": "users$", "count": 1}, []),
+    "a second page": ({"path": "users$", "count": 2}, []),
+    "the first read": ({**READ, "count": 1}, []),
+    "another read": ({**READ, "count": 2}, ["stamped"]),
+    "the deletion": ({"method": "DELETE", "count": 1}, ["stamped", "deleting"]),
+    "another stamp": (
+        {"method": "POST", "count": 2},
+        ["stamped", "deleting", "deleted"],
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("where", "number"),
+    [
+        *(("the walk", each) for each in SIGNALS),
+        ("a second page", TERM),
+        ("the first read", INT),
+        ("another read", TERM),
+        ("the deletion", HUP),
+        ("another stamp", TERM),
+    ],
+)
+def test_while_the_server_is_silent(tenant: Tenant, where: str, number: Number) -> None:
+    tenant.add_phone("ann")
+    tenant.add_phone("bob", name=str(int(time.time()) - HOUR))
+    tenant.add_phone("cleo")
+    tenant.populate(300)
+    request, done = SILENT[where]
+    how = {**request, "after": request["count"] - 1}
+    del how["count"]
+    tenant.fail("hang", times=None, **how)
+    with running(tenant) as child:
+        tenant.wait_for(**request)
+        result = end(child, number)
+    assert result.kinds == done
+    assert all(result.summary[each] == done.count(each) for each in result.kinds)
+
+
+@pytest.mark.parametrize(
+    ("status", "path", "number"),
+    [
+        (503, "users$", INT),
+        (503, "phones/", TERM),
+        (429, "users$", TERM),
+        (429, "phones/", HUP),
+    ],
+)
+def test_in_a_pause(tenant: Tenant, status: int, path: str, number: Number) -> None:
+    tenant.add_phone("ann")
+    tenant.fail("status", status=status, path=path, times=None)
+    with running(tenant, "-vv") as child:
+        assert child.stderr
+        read_until(f"Duo answers {status}", child.stderr.readline)
+        end(child, number)
+    assert len([each for each in tenant.requests if each.status == status]) == 1
+
+
+@pytest.mark.parametrize("number", [INT, HUP])
+def test_at_an_open_prompt(tenant: Tenant, number: Number) -> None:
+    for name in ("ann", "bob"):
+        tenant.add_phone(name)
+    master, slave = pty.openpty()
+    try:
+        with running(tenant, "--no-force", stdin=slave, stderr=slave) as child:
+            read_until("[y/n/a/q]", lambda: os.read(master, 1000).decode())
+            os.write(master, b"y\n")
+            tenant.wait_for(method="POST")
+            read_until("[y/n/a/q]", lambda: os.read(master, 1000).decode())
+            result = end(child, number, terminal=master)
+    finally:
+        os.close(master)
+        os.close(slave)
+    assert result.kinds == ["stamped"]
+    assert [request.method for request in tenant.requests].count("POST") == 1
+
+
+def test_during_a_long_walk(tenant: Tenant) -> None:
+    tenant.populate(300 * 12)
+    tenant.slow(request=0.3)
+    with running(tenant, "-vv") as child:
+        tenant.wait_for(3)
+        result = end(child, TERM)
+    assert result.summary["users_seen"] < 300 * 12
+
+
+@pytest.mark.parametrize(
+    "numbers", [(TERM, TERM), (TERM, HUP), (INT, TERM, HUP)], ids=str
+)
+def test_two_signals_in_quick_succession(
+    tenant: Tenant, numbers: tuple[Number, ...]
+) -> None:
+    """As GNU timeout and systemd send them."""
+    tenant.fail("hang", times=None)
+    with running(tenant) as child:
+        tenant.wait_for()
+        end(child, *numbers)
+
+
+def test_signals_that_do_not_stop(tenant: Tenant) -> None:
+    """As from a person who holds Ctrl-C down: up to the very end of the process."""
+    tenant.fail("hang", times=None)
+    with running(tenant) as child:
+        tenant.wait_for()
+        while child.poll() is None:
+            child.send_signal(INT)
+            time.sleep(0.0005)
+        end(child, INT)
+
+
+@pytest.mark.parametrize("number", [HUP, INT])
+def test_a_signal_that_is_ignored_stays_ignored(tenant: Tenant, number: Number) -> None:
+    """As nohup, or a shell for what runs in the background, starts a process."""
+    tenant.fail("hang", times=None)
+    with handlers(signal.SIG_IGN, number), running(tenant) as child:
+        tenant.wait_for()
+        child.send_signal(number)
+        tenant.release()
+        out, err = child.communicate(timeout=10)
+    result = Result(child.returncode, out, err)
+    assert (result.status, result.err, result.kinds) == (0, "", [])
+
+
+@pytest.mark.parametrize("argv", [(), ("--no-such-option",), ("nobody",)])
+@pytest.mark.parametrize("number", [None, *SIGNALS])
+def test_main_leaves_the_handlers_as_they_were(
+    tenant: Tenant, run: Run, number: Number | None, argv: tuple[str, ...]
+) -> None:
+    def hook(request: Request) -> None:
+        if number:
+            os.kill(os.getpid(), number)
+
+    def handler(*_: object) -> None:
+        caught.append(_)
+
+    caught: list[object] = []
+    tenant.on_request(hook)
+    with handlers(handler, *SIGNALS):
+        result = run(*argv)
+        assert {signal.getsignal(each) for each in SIGNALS} == {handler}
+    assert caught == []
+    usual = {(): 0, ("--no-such-option",): 2, ("nobody",): 1}[argv]
+    assert result.status == (128 + number if number and tenant.requests else usual)
