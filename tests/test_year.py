@@ -1,0 +1,55 @@
+"""The simulated years of tests/year.py, for a short while."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+import duo_phone_cleanup
+from duo_phone_cleanup import Record, Verdict, read_tag, verdict
+from tests.year import ZONES, live
+
+# A run that dies leaves its connections open.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+
+
+@pytest.mark.parametrize("seed", range(len(ZONES)))
+def test_a_year_in_which_every_promise_is_kept(seed: int) -> None:
+    counts = live(seed)
+    for what in ("stamped", "deleted", "untagged", "killed", "overlaps", "faults"):
+        assert counts[what], f"a year without any {what}"
+
+
+def activated_too(phone: Record, now: int, grace_period: int) -> object:
+    return verdict({**phone, "activated": False}, now, grace_period)
+
+
+def named_too(phone: Record, now: int, grace_period: int) -> object:
+    name = phone.get("name") if read_tag(phone) else ""
+    return verdict({**phone, "name": name}, now, grace_period)
+
+
+def in_use_too(phone: Record, now: int, grace_period: int) -> object:
+    return verdict({**phone, "last_seen": ""}, now, grace_period)
+
+
+def a_minute_early(phone: Record, now: int, grace_period: int) -> object:
+    says, later = (verdict(phone, at, grace_period) for at in (now, now + 60))
+    return later if says is Verdict.WAIT and later is Verdict.DELETE else says
+
+
+def a_second_late(phone: Record, now: int, grace_period: int) -> object:
+    says, before = (verdict(phone, at, grace_period) for at in (now, now - 1))
+    return before if says is Verdict.DELETE else says
+
+
+@pytest.mark.parametrize(
+    "wrong", [activated_too, named_too, in_use_too, a_minute_early, a_second_late]
+)
+def test_a_year_with_a_wrong_verdict_is_noticed(
+    wrong: Callable[[Record, int, int], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duo_phone_cleanup, "verdict", wrong)
+    with pytest.raises(AssertionError, match=r"was due|left after|not \{"):
+        live(1)
