@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 @pytest.mark.parametrize("seed", range(len(ZONES)))
 def test_a_year_in_which_every_promise_is_kept(seed: int) -> None:
-    counts = live(seed)
+    counts = live(seed, runs=60)
     for what in ("stamped", "deleted", "untagged", "killed", "overlaps", "faults"):
         assert counts[what], f"a year without any {what}"
 
