@@ -1,0 +1,496 @@
+"""Prompts of --no-force: answered from pipes, at terminals, and not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, Callable, Protocol
+
+import pytest
+from pexpect.fdpexpect import fdspawn
+
+import duo_phone_cleanup
+from tests.conftest import HOUR, MINUTE, NOW, SCRIPT, Result, Run, clean_environment
+from tests.tenant import Record, Request, Tenant
+
+GONE = "(deleted)"
+STUCK = str(NOW - HOUR)
+"""A tag past its grace period."""
+SET_UP = {"activated": True, "platform": "Apple iOS"}
+
+
+def names(tenant: Tenant, *phone_ids: str) -> list[Any]:
+    """What the phones are called now."""
+    return [(tenant.phone(each) or {"name": GONE})["name"] for each in phone_ids]
+
+
+def writes(tenant: Tenant) -> list[Request]:
+    return [request for request in tenant.requests if request.method != "GET"]
+
+
+def asked(err: str) -> list[str]:
+    """Which of the phones was asked about, each time, out of how many."""
+    return re.findall(r"\b\d+ of \d+\b", err)
+
+
+# What is asked
+
+
+@pytest.mark.parametrize(
+    ("argv", "fields", "expected"),
+    [
+        ("", {}, ["stamp", str(NOW), "+15550000001"]),
+        ("", {"number": ""}, ["stamp", "tablet"]),
+        ("", {"name": STUCK}, ["delete", "1 hour ago"]),
+        ("", {"name": str(NOW - 25 * MINUTE)}, ["delete", "25 minutes ago"]),
+        ("", {"name": str(NOW - 72 * HOUR - 1)}, ["delete", "3 days ago"]),
+        (
+            *("", {"name": STUCK, "last_seen": "2027-01-15T07:59:00"}),
+            ["stamp", str(NOW), "1 hour ago"],
+        ),
+        ("--untag", {"name": STUCK, **SET_UP}, ["untag", "blank", "1 hour ago"]),
+    ],
+    ids=["stamp", "tablet", "delete", "minutes", "days", "stamp again", "untag"],
+)
+def test_a_prompt_says_what_one_needs_to_decide(
+    tenant: Tenant, run: Run, argv: str, fields: Record, expected: list[str]
+) -> None:
+    tenant.add_phone("ann")
+    phone_id = tenant.add_phone("bob", "cleo", **fields)
+    tenant.add_phone("dan", name="Dan's")  # not to be asked about
+    result = run("--no-force", *argv.split(), stdin="n\nn\n")
+    assert asked(result.err) == ["1 of 2", "2 of 2"]
+    (question,) = [line for line in result.err.splitlines() if "2 of 2" in line]
+    for text in ("bob, cleo", phone_id, *expected):
+        assert text in question
+
+
+# What is answered
+
+LONG = "x" * 5000
+AT_THE_LIMIT = ["y".rjust(width, "x") for width in (2, 255, 1001, 4097, 8193, 65537)]
+
+
+@pytest.mark.parametrize(
+    ("yes", "no"),
+    [
+        ("y", "n"),
+        ("Y", "N"),
+        ("yes", "no"),
+        ("YES", "NO"),
+        ("Yes", "nO"),
+        (" y ", "\tn "),
+        ("y\r", "no\r"),
+    ],
+)
+def test_yes_and_no(tenant: Tenant, run: Run, yes: str, no: str) -> None:
+    ids = [tenant.add_phone("ann"), tenant.add_phone("bob", name=STUCK)]
+    result = run("--no-force", stdin=f"{no}\n{yes}\n")
+    assert (result.status, names(tenant, *ids)) == (0, ["", GONE])
+    assert asked(result.err) == ["1 of 2", "2 of 2"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected", "questions"),
+    [
+        pytest.param("a\n", [str(NOW), GONE, str(NOW)], 1, id="all"),
+        pytest.param("n\nA\n", ["", GONE, str(NOW)], 2, id="no, then all"),
+        pytest.param("q\n", ["", STUCK, ""], 1, id="quit"),
+        pytest.param("y\nQ\n", [str(NOW), STUCK, ""], 2, id="yes, then quit"),
+        pytest.param("n\nn\nn\n", ["", STUCK, ""], 3, id="no to all"),
+        pytest.param("q\ny\ny\ny\n", ["", STUCK, ""], 1, id="quit is the last word"),
+    ],
+)
+def test_all_and_quit(
+    tenant: Tenant, run: Run, answers: str, expected: list[str], questions: int
+) -> None:
+    ids = [
+        tenant.add_phone(who, name=name) for who, name in zip("abc", ["", STUCK, ""])
+    ]
+    result = run("--no-force", stdin=answers)
+    assert (result.status, names(tenant, *ids)) == (0, expected)
+    assert len(asked(result.err)) == questions
+    changed = [name for name in expected if name not in ("", STUCK)]
+    assert len(writes(tenant)) == len(changed)
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        *(
+            "",
+            " ",
+            "x",
+            "1",
+            "ye",
+            "yess",
+            "yn",
+            "y y",
+            "y n",
+            "all",
+            "quit",
+            "j",
+            "ja",
+        ),
+        *("nein", "yes please", "\N{CYRILLIC SMALL LETTER U}", "\0", "y\0", "\x1b[A"),
+        *("\N{FULLWIDTH LATIN SMALL LETTER Y}", "\x04", LONG, "y" * 5000),
+        *AT_THE_LIMIT,
+    ],
+    ids=lambda junk: repr(junk[:20]) + (f"…{len(junk)}" if len(junk) > 20 else ""),
+)
+def test_anything_else_is_asked_again(tenant: Tenant, run: Run, junk: str) -> None:
+    phone_id = tenant.add_phone("ann", name=STUCK)
+    result = run("--no-force", stdin=f"{junk}\n{junk}\nn\n")
+    assert (result.status, names(tenant, phone_id)) == (0, [STUCK])
+    assert asked(result.err) == ["1 of 1"] * 3
+    assert len(result.err) < 2000, "what was answered is not repeated at length"
+
+
+@pytest.mark.parametrize("answer", [b"n", b"y"])
+@pytest.mark.parametrize("junk", [b"\xff", b"\xffy", b"y\xc3", b"\xed\xa0\x80"])
+def test_what_cannot_be_decoded_is_asked_again(
+    tenant: Tenant, run: Run, junk: bytes, answer: bytes
+) -> None:
+    phone_id = tenant.add_phone("ann", name=STUCK)
+    result = run("--no-force", stdin=junk + b"\n" + answer + b"\n")
+    assert result.status == 0
+    assert asked(result.err) == ["1 of 1"] * 2
+    assert names(tenant, phone_id) == [STUCK if answer == b"n" else GONE]
+
+
+# Nobody answers
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ("", ["", STUCK]),
+        ("y\n", [str(NOW), STUCK]),
+        ("n\n", ["", STUCK]),
+        ("\n\n\n", ["", STUCK]),
+        ("what?", ["", STUCK]),
+    ],
+    ids=repr,
+)
+def test_the_end_of_the_input_is_the_end_of_the_run(
+    tenant: Tenant, run: Run, answers: str, expected: list[str]
+) -> None:
+    ids = [tenant.add_phone("ann"), tenant.add_phone("bob", name=STUCK)]
+    result = run("--no-force", stdin=answers)
+    assert (result.status, names(tenant, *ids)) == (1, expected)
+    assert "input" in result.err.splitlines()[-2]  # before the summary
+
+
+def test_the_end_of_the_input_is_no_matter_when_nothing_is_asked(
+    tenant: Tenant, run: Run
+) -> None:
+    tenant.add_phone("ann", name="Ann's")
+    result = run("--no-force")
+    assert (result.status, result.err) == (0, "")
+
+
+def redirected(
+    tenant: Tenant, redirections: str, *argv: str, **options: Any
+) -> subprocess.Popen[str]:
+    """Start the program by a shell, which redirects its streams; the rest are pipes."""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    program = [sys.executable, str(SCRIPT), *argv]
+    return subprocess.Popen(
+        ["/bin/sh", "-c", f'exec "$@" {redirections}', "sh", *program],
+        env=clean_environment(**tenant.environment()),
+        text=True,
+        **{**pipes, **options},
+    )
+
+
+@pytest.mark.parametrize("streams", ["<&-", "2>&-", "<&- 2>&-", "2>/dev/full"])
+def test_with_a_stream_closed_nothing_is_written(tenant: Tenant, streams: str) -> None:
+    """Who cannot see the question has not answered it."""
+    ids = [tenant.add_phone("ann"), tenant.add_phone("bob", name=STUCK)]
+    with redirected(tenant, streams, "--no-force") as child:
+        out, err = child.communicate("y\ny\n", timeout=30)
+    assert (child.returncode, out) == (1, "")
+    assert "Traceback" not in err
+    assert names(tenant, *ids) == ["", STUCK]
+    assert writes(tenant) == []
+
+
+# What happens while a prompt is open
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    now = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Answers(io.RawIOBase):
+    """Standard input on which things happen before each answer."""
+
+    def __init__(self, *answers: tuple[Callable[[], object], str]) -> None:
+        self.left = [*answers]
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self.left:
+            return 0
+        happen, answer = self.left.pop(0)
+        happen()
+        line = f"{answer}\n".encode()
+        buffer[: len(line)] = line
+        return len(line)
+
+
+class Converse(Protocol):
+    """Calls main() with --no-force, and such answers."""
+
+    def __call__(
+        self, *answers: tuple[Callable[[], object], str], clock: Clock = ...
+    ) -> Result: ...
+
+
+@pytest.fixture
+def converse(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Converse:
+    """Run main() in this process, with -v and JSON lines, untagging, too."""
+
+    def converse(
+        *answers: tuple[Callable[[], object], str], clock: Clock | None = None
+    ) -> Result:
+        stdin = io.TextIOWrapper(io.BufferedReader(Answers(*answers)), "utf-8")
+        monkeypatch.setattr(os, "environ", clean_environment(**tenant.environment()))
+        monkeypatch.setattr(sys, "stdin", stdin)
+        argv = ["--no-force", "--untag", "--json", "-v"]
+        status = duo_phone_cleanup.main(argv, clock or Clock())
+        return Result(status, *capsys.readouterr())
+
+    return converse
+
+
+def nothing() -> None:
+    """Happen."""
+
+
+RENAMED = {"name": "Ann's phone"}
+FRESH_TAG = {"name": str(NOW - 1)}
+BLANK: Record = {"name": ""}
+USED = {"last_seen": "2027-01-15T07:59:00"}
+
+
+@pytest.mark.parametrize(
+    ("before", "meanwhile"),
+    [
+        pytest.param({}, RENAMED, id="to stamp, renamed"),
+        pytest.param({}, SET_UP, id="to stamp, activated"),
+        pytest.param({}, {"platform": "Apple iOS"}, id="to stamp, platform known"),
+        pytest.param({}, FRESH_TAG, id="to stamp, stamped"),
+        pytest.param({}, {"name": STUCK}, id="to stamp, an old tag"),
+        pytest.param({}, None, id="to stamp, deleted"),
+        pytest.param({"name": STUCK}, RENAMED, id="to delete, renamed"),
+        pytest.param({"name": STUCK}, SET_UP, id="to delete, activated"),
+        pytest.param({"name": STUCK}, {"platform": None}, id="to delete, no platform"),
+        pytest.param({"name": STUCK}, FRESH_TAG, id="to delete, stamped afresh"),
+        pytest.param(
+            {"name": STUCK}, {"name": str(NOW - 2 * HOUR)}, id="to delete, older tag"
+        ),
+        pytest.param({"name": STUCK}, BLANK, id="to delete, made blank"),
+        pytest.param({"name": STUCK}, USED, id="to delete, used"),
+        pytest.param({"name": STUCK}, None, id="to delete, deleted"),
+        pytest.param({"name": STUCK, **SET_UP}, RENAMED, id="to untag, renamed"),
+        pytest.param({"name": STUCK, **SET_UP}, BLANK, id="to untag, made blank"),
+        pytest.param({"name": STUCK, **SET_UP}, None, id="to untag, deleted"),
+    ],
+)
+@pytest.mark.parametrize("when", ["its own prompt", "another's prompt", "after all"])
+def test_a_phone_that_changes_meanwhile_is_left_alone(
+    tenant: Tenant, converse: Converse, when: str, before: Record, meanwhile: Any
+) -> None:
+    if when != "its own prompt":
+        tenant.add_phone("first")
+    phone_id = tenant.add_phone("ann", **before)
+
+    def change() -> None:
+        with tenant.lock:
+            if meanwhile is None:
+                del tenant.phones[phone_id]
+            else:
+                tenant.phones[phone_id].update(meanwhile)
+        changed.append(tenant.phone(phone_id))
+
+    changed: list[Record | None] = []
+    answers = {
+        "its own prompt": [(change, "y")],
+        "another's prompt": [(change, "y"), (nothing, "y")],
+        "after all": [(change, "a")],
+    }
+    result = converse(*answers[when])
+    assert result.status == 0
+    assert changed == [tenant.phone(phone_id)]
+    assert [r for r in writes(tenant) if r.path.endswith(phone_id)] == []
+    event = "gone" if meanwhile is None else "changed"
+    assert result.kinds[-1] == event
+    assert result.events[-2]["phone_id"] == phone_id
+    (line,) = [each for each in result.err.splitlines() if f" {event}: " in each]
+    assert phone_id in line
+    assert len(asked(result.err)) == 1, "nothing is asked about what has changed"
+
+
+def test_no_to_a_stamp_never_leads_to_a_deletion(
+    tenant: Tenant, converse: Converse
+) -> None:
+    """Not even where another run stamped the phone and the prompt was left open."""
+    phone_id = tenant.add_phone("ann")
+    clock = Clock()
+
+    def stamp() -> None:
+        tenant.phones[phone_id]["name"] = str(NOW)
+        clock.now += HOUR
+
+    for answer, event in (("n", "declined"), ("y", "changed")):
+        tenant.phones[phone_id]["name"] = ""
+        assert converse((stamp, answer), clock=clock).kinds == [event]
+    assert writes(tenant) == []
+
+
+def test_a_prompt_left_open_the_tag_is_the_time_of_the_write(
+    tenant: Tenant, converse: Converse
+) -> None:
+    ids = [tenant.add_phone("ann"), tenant.add_phone("bob"), tenant.add_phone("cleo")]
+    clock = Clock()
+
+    def wait() -> None:
+        clock.now += 20 * MINUTE
+
+    result = converse((wait, "y"), (wait, "n"), (wait, "a"), clock=clock)
+    assert result.status == 0
+    expected = [str(NOW + 20 * MINUTE), "", str(NOW + 60 * MINUTE)]
+    assert names(tenant, *ids) == expected
+
+
+def test_a_prompt_left_open_the_next_one_says_how_long_ago_now(
+    tenant: Tenant, converse: Converse
+) -> None:
+    tenant.add_phone("ann", name=STUCK)
+    tenant.add_phone("bob", name=STUCK)
+    clock = Clock()
+
+    def wait() -> None:
+        clock.now += 2 * HOUR
+
+    err = converse((wait, "n"), (nothing, "n"), clock=clock).err
+    assert "1 hour ago" in err.split("1 of 2")[1]
+    assert "3 hours ago" in err.split("2 of 2")[1]
+
+
+# At a terminal
+
+
+@contextlib.contextmanager
+def at_terminal(
+    tenant: Tenant, shell: str = "", own: bool = True
+) -> Iterator[tuple[Any, subprocess.Popen[bytes]]]:
+    """Start the program at a terminal; give that, at the first prompt, and the process.
+
+    It is the session's `own` terminal, or one that it merely uses. The shell that
+    starts the program does something else first.
+    """
+    ours, theirs = pty.openpty()
+    # A session without a terminal of its own makes it of the first one that it opens.
+    streams = f"<>{os.ttyname(theirs)} >&0 2>&0"
+    program = [sys.executable, str(SCRIPT), "--no-force"]
+    with (
+        subprocess.Popen(
+            ["/bin/sh", "-c", f'{shell} exec "$@" {streams}', "sh", *program],
+            env=clean_environment(**tenant.environment()),
+            start_new_session=own,
+        ) as child,
+        contextlib.closing(fdspawn(ours, timeout=20)) as terminal,
+    ):
+        try:
+            terminal.expect(r"1 of \d+")
+        finally:
+            os.close(theirs)
+        yield terminal, child
+
+
+@pytest.fixture
+def two(tenant: Tenant) -> list[str]:
+    """The ids of a phone to stamp and one to delete, by the real clock."""
+    stuck = str(int(time.time()) - HOUR)
+    return [tenant.add_phone("ann"), tenant.add_phone("bob", name=stuck)]
+
+
+def test_a_conversation(tenant: Tenant, two: list[str]) -> None:
+    with at_terminal(tenant) as (terminal, child):
+        terminal.expect("ann")
+        terminal.sendline("maybe")
+        terminal.expect("1 of 2")
+        terminal.send(b"\xff\n")
+        terminal.expect("1 of 2")
+        terminal.sendline("n")
+        terminal.expect("2 of 2.*bob.*1 hour ago")
+        terminal.sendline("y")
+        rest = terminal.read().decode()
+        assert child.wait(20) == 0
+    assert names(tenant, *two) == ["", GONE]
+    assert "Traceback" not in rest
+    lines = rest.splitlines()
+    assert lines[0].endswith("y"), "Enter ends the line, not the program as well"
+    assert "deleted" in lines[1]
+
+
+def test_a_phone_set_up_while_a_terminal_waits(tenant: Tenant, two: list[str]) -> None:
+    with at_terminal(tenant) as (terminal, child):
+        terminal.sendline("n")
+        terminal.expect("2 of 2")
+        tenant.phones[two[1]].update(SET_UP)
+        terminal.sendline("y")
+        terminal.expect(f"changed.*{two[1]}")
+        terminal.read()
+        assert child.wait(20) == 0
+    assert writes(tenant) == []
+
+
+@pytest.mark.parametrize(
+    ("shell", "own", "key", "status"),
+    [
+        pytest.param("", True, "\x04", 1, id="end of input"),
+        pytest.param("", True, "", 129, id="closed"),
+        pytest.param("trap '' HUP;", True, "", 1, id="closed, hang-up ignored"),
+        pytest.param("", False, "", 1, id="lost"),
+    ],
+)
+def test_a_terminal_that_goes_away_is_the_end_of_the_run(
+    *,
+    tenant: Tenant,
+    two: list[str],
+    shell: str,
+    own: bool,
+    key: str,
+    status: int,
+) -> None:
+    before = names(tenant, *two)
+    with at_terminal(tenant, shell, own) as (terminal, child):
+        terminal.sendline("n")
+        terminal.expect("2 of 2")
+        if key:
+            terminal.send(key)
+            assert b"Traceback" not in terminal.read()
+        else:
+            terminal.close()
+        assert child.wait(20) == status
+    assert names(tenant, *two) == before
+    assert writes(tenant) == []
