@@ -1,0 +1,636 @@
+"""What is written where: the log, the progress line, the journal, broken streams."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dateutil.parser import isoparse
+
+from tests.conftest import HOUR, MINUTE, NOW, Result, Run, process, start
+from tests.tenant import SKEY, Record, Request, Tenant, cast
+from tests.test_prompts import redirected
+
+STUCK = str(NOW - HOUR)
+"""A tag past its grace period."""
+TAGGED = "2027-01-15T07:00:00+00:00"
+"""The time it says."""
+SET_UP = {"activated": True, "platform": "Apple iOS"}
+EVENTS = [
+    *("stamped", "deleting", "deleted", "untagged", "would_stamp", "would_delete"),
+    *("would_untag", "declined", "changed", "gone", "failed", "unknown_user"),
+    *("waiting", "named"),
+]
+
+
+def writes(tenant: Tenant) -> list[Request]:
+    return [request for request in tenant.requests if request.method != "GET"]
+
+
+def add_cast(tenant: Tenant) -> dict[str, str]:
+    """Add a phone for each thing that can become of one in good order; give their ids.
+
+    Two of them change when they are read for the second time.
+    """
+    ids = {
+        "stamped": tenant.add_phone("ann"),
+        "deleted": tenant.add_phone("bob", name=STUCK),
+        "waiting": tenant.add_phone("cleo", name=str(NOW - MINUTE)),
+        "named": tenant.add_phone("dan", name="Dan's spare"),
+        "untagged": tenant.add_phone("eve", name=STUCK, **SET_UP),
+        "changed": tenant.add_phone("fay", name=STUCK),
+        "gone": tenant.add_phone("gus"),
+    }
+
+    def interfere(request: Request) -> None:
+        with tenant.lock:
+            if request.path.endswith(ids["changed"]):
+                tenant.phones[ids["changed"]].update(SET_UP)
+            elif request.path.endswith(ids["gone"]):
+                tenant.phones.pop(ids["gone"], None)
+
+    tenant.on_request(interfere)
+    return ids
+
+
+# The log
+
+
+@pytest.mark.parametrize("argv", [[], ["--untag"], ["ann", "bob", "cleo", "gus"]])
+def test_cron_hears_nothing_of_a_run_that_goes_well(
+    tenant: Tenant, run: Run, argv: list[str]
+) -> None:
+    add_cast(tenant)
+    result = run(*argv)
+    assert len(writes(tenant)) >= 2
+    assert (result.status, result.out, result.err) == (0, "", "")
+
+
+def test_a_process_without_a_terminal_says_nothing(tenant: Tenant) -> None:
+    cast(tenant, time.time())
+    result = process(tenant)
+    assert len(writes(tenant)) == 3
+    assert (result.status, result.out, result.err) == (0, "", "")
+
+
+def check_actions(log: str, ids: dict[str, str]) -> list[str]:
+    """Find a line for each action in the order of the walk; give the lines after."""
+    lines = log.splitlines()
+    for event in ("stamped", "deleted", "untagged", "changed", "gone"):
+        line = lines.pop(0)
+        assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line)
+        assert f" {event}: " in line
+        assert ids[event] in line
+        assert re.search(r"\b(ann|bob|eve|fay|gus)\b.*\+1555000000\d", line)
+    return lines
+
+
+def check_summary(line: str, requests: int) -> None:
+    for fact in (
+        *("users seen 7", "phones seen 7", "in limbo 6", "stamped 1", "deleted 1"),
+        *("untagged 1", "changed 1", "gone 1", "waiting 1", "left alone 1"),
+        f"requests {requests}",
+    ):
+        assert re.search(rf"\b{fact}\b", line), fact
+
+
+def test_v_tells_each_action_and_a_summary(tenant: Tenant, run: Run) -> None:
+    ids = add_cast(tenant)
+    result = run("-v", "--untag")
+    assert (result.status, result.out) == (0, "")
+    (summary,) = check_actions(result.err, ids)
+    check_summary(summary, len(tenant.requests))
+
+
+@pytest.mark.parametrize("argv", [[], ["-v"], ["--json"]])
+def test_a_terminal_is_told_without_v(tenant: Tenant, argv: list[str]) -> None:
+    tenant.add_phone("ann")
+    tenant.add_phone("bob", name="Bob's")
+    log = Terminal()
+    with start(tenant, *argv, stderr=log.theirs) as child:
+        out, _ = child.communicate(timeout=30)
+    stamped, summary = log.screen()
+    assert " stamped: " in stamped
+    assert "stamped 1, left alone 1" in summary
+    assert (child.returncode, bool(out)) == (0, "--json" in argv)
+
+
+def test_vv_tells_each_request_too(tenant: Tenant, run: Run) -> None:
+    ids = add_cast(tenant)
+    tenant.fail("status", method="DELETE")  # it is tried again
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("duo_phone_cleanup.PAUSE", 0)
+        log = run("-vv", "--untag").err.splitlines()
+    told = [re.search(r" (GET|POST|DELETE) (/admin/v1/\w+(/\w+)?)", x) for x in log]
+    expected = [(each.method, each.path) for each in tenant.requests]
+    assert [match.group(1, 2) for match in told if match] == expected
+    for event in ("waiting", "named"):
+        assert [x for x in log if f" {event}: " in x and ids[event] in x]
+
+
+# The progress line
+
+
+class Terminal:
+    """A terminal for a program to write to: `theirs` is its end."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = pty.openpty()
+
+    def read(self) -> str:
+        """What was written, when all programs have closed it."""
+        os.close(self.theirs)
+        parts = []
+        with contextlib.suppress(OSError):  # that is how it ends
+            while True:
+                parts.append(os.read(self.ours, 65536))
+        os.close(self.ours)
+        return b"".join(parts).decode()
+
+    def screen(self) -> list[str]:
+        """What it shows in the end."""
+        return displayed(self.read())
+
+
+def displayed(text: str) -> list[str]:
+    """The lines that a terminal shows, trailing blanks apart."""
+    lines, column = [""], 0
+    for part in re.split(r"(\r|\n|\x1b\[K)", text):
+        if part == "\r":
+            column = 0
+        elif part == "\n":
+            lines.append("")
+        elif part == "\x1b[K":
+            lines[-1] = lines[-1][:column]
+        else:
+            end = column + len(part)
+            lines[-1] = lines[-1][:column].ljust(column) + part + lines[-1][end:]
+            column = end
+    return [line.rstrip() for line in lines if line.strip()]
+
+
+def test_the_progress_of_a_long_walk(tenant: Tenant) -> None:
+    """Several runs at a time, since each has to take more than a second."""
+    phone_id = tenant.add_phone("ann")
+    tenant.populate(1200)
+    tenant.slow(row=0.6 / 300)
+    progress = re.compile(r"\d+ of 1201 users")
+    plain, asking, table, aside, journal = (Terminal() for _ in range(5))
+    children = {
+        "plain": start(tenant, "--no-force", stdin=plain.theirs, stderr=plain.theirs),
+        "asking": start(tenant, "--no-force", stderr=asking.theirs),
+        "table": start(tenant, "-n", stdout=table.theirs, stderr=table.theirs),
+        "aside": start(tenant, "-n", stderr=aside.theirs),
+        "journal": start(
+            tenant, "-n", "--json", stdout=journal.theirs, stderr=journal.theirs
+        ),
+        "none": start(tenant, "-n", "-v"),
+    }
+    os.write(plain.ours, b"n\n")
+    ends: dict[str, tuple[str, str]] = {}
+    for name, child in children.items():
+        with child:
+            ends[name] = child.communicate("n\n" if name == "asking" else None, 60)
+    assert {
+        name: child.returncode for name, child in children.items()
+    } == dict.fromkeys(children, 0)
+
+    raw = asking.read()
+    assert len(progress.findall(raw)) > 1
+    before, after = raw.split("1 of 1:")
+    assert "\n" not in before
+    assert displayed(f"{before}|") == ["|"], "a prompt comes on an empty line"
+    assert not progress.search(after)
+    question, declined, summary = displayed(raw)
+    assert question.startswith("1 of 1: ")
+    assert " declined: " in declined
+    assert "users seen 1201" in summary
+    (seconds,) = re.findall(r"\bseconds ([0-9.]+)", summary)
+    assert 1 < float(seconds) < 60
+
+    raw = plain.read()
+    assert progress.search(raw)
+    assert not [line for line in displayed(raw) if progress.search(line)]
+
+    raw = table.read()
+    assert progress.search(raw)
+    head, row, totals = displayed(raw)
+    assert head.startswith("USERS")
+    assert row.startswith("ann ")
+    assert phone_id in row
+    assert "users seen 1201" in totals
+
+    raw = aside.read()
+    assert progress.search(raw)
+    assert displayed(raw) == []
+    assert not progress.search(ends["aside"][0])
+    assert len(ends["aside"][0].splitlines()) == 3
+
+    raw = journal.read()
+    assert progress.search(raw)
+    *lines, summary = displayed(raw)
+    assert [json.loads(x)["event"] for x in lines] == ["would_stamp", "summary"]
+    assert "users seen 1201" in summary
+
+    assert not progress.search("".join(ends["none"]))
+
+
+def test_a_short_walk_shows_no_progress(tenant: Tenant) -> None:
+    tenant.populate(40)
+    terminal = Terminal()
+    with start(tenant, stdout=terminal.theirs, stderr=terminal.theirs) as child:
+        assert child.wait(30) == 0
+    raw = terminal.read()
+    assert "of 40" not in raw
+    assert raw.count("\r") == raw.count("\n") == 1
+
+
+# The journal
+
+
+def about(event: dict[str, Any]) -> dict[str, Any]:
+    """What an event says of its phone, and of anything else."""
+    assert isoparse(event["time"]).timestamp() == NOW
+    assert event["time"].endswith(("+00:00", "Z"))
+    return {key: value for key, value in event.items() if key not in ("event", "time")}
+
+
+def test_the_journal_of_a_run(tenant: Tenant, run: Run) -> None:
+    ids = add_cast(tenant)
+    ids["failed"] = tenant.add_phone("hal", number="")
+    tenant.fail("status", status=400, method="POST", path=ids["failed"], message="No")
+    users = ("ann", "bob", "cleo", "dan", "eve", "fay", "gus", "hal", "nobody")
+    result = run("--json", "--untag", "-v", *users)
+    assert result.status == 1
+    events = {each["event"]: each for each in result.events}
+    order = ["unknown_user", "stamped", "deleting", "deleted", "waiting", "named"]
+    assert result.kinds == [*order, "untagged", "changed", "gone", "failed"]
+    assert about(events["unknown_user"]) == {"user": "nobody"}
+    told = {name: about(events[name]) for name in ids}
+    tags = {name: told[name].pop("tagged") for name in told}
+    assert isoparse(tags.pop("stamped") or TAGGED).timestamp() in (NOW, NOW - HOUR)
+    assert isoparse(tags.pop("waiting")).timestamp() == NOW - MINUTE
+    assert tags["deleted"] == TAGGED
+    assert tags["named"] is tags["gone"] is tags["failed"] is None
+    assert "No" in told["failed"].pop("error")
+    for number, (name, phone_id) in enumerate(ids.items()):
+        assert told[name] == {
+            "phone_id": phone_id,
+            "number": "" if name == "failed" else f"+1555000000{number}",
+            "users": [users[number]],
+        }
+    summary = about(result.events[-1])
+    assert {name: summary[name] for name in EVENTS} == {
+        name: result.kinds.count(name) for name in EVENTS
+    }
+    assert summary["users_seen"] == summary["phones_seen"] == 8
+    assert summary["requests"] == len(tenant.requests)
+    assert summary["exit_status"] == result.status
+    assert 0 <= summary["seconds"] < 60
+
+
+def test_the_journal_of_a_rehearsal(tenant: Tenant, run: Run) -> None:
+    ids = add_cast(tenant)
+    result = run("--json", "--untag", "--dry-run")
+    assert (result.status, result.err) == (0, "")
+    kinds = ["would_stamp", "would_delete", "waiting", "named", "would_untag"]
+    assert result.kinds == [*kinds, "would_delete", "would_stamp"]
+    assert [each["phone_id"] for each in result.events[:-1]] == [*ids.values()]
+    told = about(result.events[1])
+    record = {**tenant.phones[ids["deleted"]], "users": None}
+    assert {**told.pop("record"), "users": None} == record
+    assert told == {
+        "phone_id": ids["deleted"],
+        "number": "+15550000001",
+        "users": ["bob"],
+        "tagged": TAGGED,
+    }
+    counts = Counter(result.kinds)
+    assert {name: result.summary[name] for name in EVENTS} == {
+        name: counts[name] for name in EVENTS
+    }
+
+
+def test_the_journal_is_told_of_a_no(tenant: Tenant, run: Run) -> None:
+    phone_id = tenant.add_phone("ann", name=STUCK)
+    result = run("--json", "--no-force", stdin="n\n")
+    assert result.kinds == ["declined"]
+    assert result.summary["declined"] == 1
+    told = about(result.events[0])
+    assert (told["phone_id"], told["tagged"]) == (phone_id, TAGGED)
+
+
+def test_what_is_left_alone_is_journaled_with_v_only(tenant: Tenant, run: Run) -> None:
+    add_cast(tenant)
+    result = run("--json")
+    assert result.kinds == ["stamped", "deleting", "deleted", "changed", "gone"]
+    assert result.summary["waiting"] == result.summary["named"] == 1
+    assert result.err == ""
+
+
+def test_the_record_is_in_the_journal_before_it_is_deleted(
+    tenant: Tenant, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record as it was just read, not as it was on the walk."""
+    phone_id = tenant.add_phone("ann", "bob", name=STUCK)
+    path = tmp_path / "journal"
+    seen: list[tuple[str, Any]] = []
+
+    def look(request: Request) -> None:
+        seen.append((request.method, [*map(json.loads, path.read_text().splitlines())]))
+        if request.path.endswith(phone_id) and request.method == "GET":
+            tenant.phones[phone_id].update(model="Nokia 3310", extension="42")
+
+    tenant.on_request(look)
+    with path.open("w") as journal:
+        monkeypatch.setattr(sys, "stdout", journal)
+        phone = tenant.phones[phone_id]
+        assert run("--json").status == 0
+    assert [(method, len(lines)) for method, lines in seen] == [
+        *(("GET", 0), ("GET", 0), ("DELETE", 1))
+    ]
+    (deleting,) = seen[-1][1]
+    assert deleting["event"] == "deleting"
+    told = about(deleting)
+    record = told.pop("record")
+    users = [user["username"] for user in record.pop("users")]
+    assert record == {k: v for k, v in phone.items() if k != "users"}
+    assert record["model"] == "Nokia 3310"
+    assert users == told["users"] == ["ann", "bob"]
+    assert (told["phone_id"], told["tagged"]) == (phone_id, TAGGED)
+
+
+# Hostile text
+
+HOSTILE = [
+    *(
+        "\nFAKE",
+        "\rFAKE",
+        "\r\nFAKE",
+        "\x0bFAKE",
+        "\x85FAKE",
+        "\u2028FAKE",
+        "\u2029FAKE",
+    ),
+    *(
+        "\x1b[31mred",
+        "\x9b31mred",
+        "\x1b]0;title\x07",
+        "\x1b[2J\x1b[H",
+        "\x08\x08",
+        "\x7f",
+    ),
+    *(
+        "\0",
+        "\u202eLTR",
+        "\u200f",
+        "\u2066x\u2069",
+        "\ufeff",
+        "\ud800",
+        "\udcff",
+        "\U000e0041",
+    ),
+]
+TEXT = "|".join(HOSTILE)
+
+
+def check_harmless(result: Result, begin: str) -> None:
+    """Check that each line begins like this, and that no character does anything."""
+    for text in (result.out, result.err):
+        odd = {each for each in text if not each.isprintable() and each != "\n"}
+        assert not odd
+    for line in [*result.out.splitlines(), *result.err.splitlines()]:
+        assert re.match(begin, line), line
+
+
+LOG = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
+
+
+@pytest.mark.parametrize(
+    ("argv", "begin"),
+    [
+        pytest.param("-vv", LOG, id="log"),
+        pytest.param("--no-force", LOG + r"|\d+ of \d+: ", id="prompts"),
+        pytest.param("--dry-run", "USERS |who|users seen", id="table"),
+        pytest.param("--json -v", '{"event"|' + LOG, id="journal"),
+        pytest.param("--json --dry-run", '{"event"', id="rehearsed journal"),
+    ],
+)
+def test_hostile_text_is_escaped(
+    tenant: Tenant, run: Run, argv: str, begin: str
+) -> None:
+    names = [f"who{number}{text}" for number, text in enumerate([*HOSTILE, TEXT])]
+    for number, name in enumerate(names):
+        stuck = {"number": f"+1{name}", "name": STUCK}
+        fields: list[Record] = [stuck, {"name": f"my {name}"}, {"number": name}]
+        tenant.add_phone(name, **fields[number % 3])
+    result = run(*argv.split(), stdin="\x1b[31m\r\u202e\n" + "n\n" * 9 + "a\n")
+    assert result.status == 0
+    check_harmless(result, begin)
+    if "--json" in argv:
+        told = [user for each in result.events[:-1] for user in each["users"]]
+        assert {*told} == {*names}, "whoever reads the journal gets the text itself"
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+@pytest.mark.parametrize("status", [400, 401])
+def test_duos_messages_are_escaped(
+    tenant: Tenant, run: Run, status: int, text: str
+) -> None:
+    tenant.add_phone("ann")
+    how: Record = {"status": status, "message": f"sorry {text}", "message_detail": text}
+    tenant.fail("status", path="phones", **how)
+    result = run("--json", "-vv")
+    assert result.status == 1
+    assert "sorry" in result.err
+    check_harmless(result, '{"event"|' + LOG)
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+def test_a_name_that_was_asked_for_is_escaped(
+    tenant: Tenant, run: Run, text: str
+) -> None:
+    result = run("--json", f"who{text}")
+    assert result.status == 1
+    assert result.events[0]["user"] == f"who{text}"
+    check_harmless(result, '{"event"|' + LOG)
+
+
+# Encodings
+
+
+@pytest.mark.parametrize(
+    ("variables", "encoding", "shown"),
+    [
+        ({"PYTHONIOENCODING": "ascii"}, "ascii", "zo\\xeb\\u6f22\\U0001f600"),
+        ({"PYTHONIOENCODING": "latin-1"}, "latin-1", "zoë\\u6f22\\U0001f600"),
+        (
+            {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+            *("ascii", "zo\\xeb\\u6f22\\U0001f600"),
+        ),
+        ({"LC_ALL": "C"}, "utf-8", "zoë漢😀"),
+    ],
+    ids=["ascii", "latin-1", "C, strictly", "C"],
+)
+def test_encodings(
+    tenant: Tenant, variables: dict[str, str], encoding: str, shown: str
+) -> None:
+    tenant.add_phone("zoë漢😀")
+    for argv in (["--dry-run"], ["--no-force", "-v"]):
+        with start(tenant, *argv, env=variables, encoding=encoding) as child:
+            out, err = child.communicate("y\n", timeout=30)
+        assert child.returncode == 0, err
+        assert shown in out + err
+    assert len(writes(tenant)) == 1
+
+
+# Broken streams
+
+
+def check_quiet_end(err: str, *expected: str) -> None:
+    """Check that no error of Python's comes out, and no more than one of these."""
+    for text in ("Traceback", "Exception", "Error", "NoneType"):
+        assert text not in err
+    lines = [line for line in err.splitlines() if "seen" not in line]
+    assert len(lines) == len(expected), err
+    for line, text in zip(lines, expected):
+        assert text in line
+
+
+@pytest.mark.parametrize("streams", [">&-", ">/dev/full", ">&- 2>&-"])
+@pytest.mark.parametrize("first", ["stuck", "begun"])
+def test_without_a_journal_nothing_more_is_written(
+    tenant: Tenant, streams: str, first: str
+) -> None:
+    """A stamp is journaled when it is done: the first is the last."""
+    names = ["1111111111", ""]
+    for name in names if first == "stuck" else reversed(names):
+        tenant.add_phone("ann", name=name)
+    with redirected(tenant, f"{streams}", "--json") as child:
+        _, err = child.communicate(timeout=30)
+    assert child.returncode == 1
+    assert len(writes(tenant)) == (first == "begun")
+    check_quiet_end(err, *["standard output"] * ("2" not in streams))
+
+
+@pytest.mark.parametrize("broken_at", ["DELETE", "POST"])
+def test_a_journal_whose_reader_leaves(tenant: Tenant, broken_at: str) -> None:
+    for number in range(4):
+        tenant.add_phone("ann", name="" if number % 2 else "1111111111")
+    reader, writer = os.pipe()
+    gone = threading.Event()
+
+    def leave(request: Request) -> None:
+        if request.method == broken_at and not gone.is_set():
+            gone.set()
+            os.close(reader)
+
+    tenant.on_request(leave)
+    with start(tenant, "--json", stdout=writer) as child:
+        os.close(writer)
+        _, err = child.communicate(timeout=30)
+    assert child.returncode == 1
+    assert writes(tenant)[-1].method == broken_at
+    assert len(writes(tenant)) == (1 if broken_at == "DELETE" else 2)
+    check_quiet_end(err, "standard output")
+
+
+@pytest.mark.parametrize("argv", [["-n"], ["-n", "--json"]], ids=" ".join)
+@pytest.mark.parametrize("streams", [">&-", ">/dev/full", "| :"])
+def test_a_rehearsal_that_nobody_hears(
+    tenant: Tenant, streams: str, argv: list[str]
+) -> None:
+    tenant.add_phone("ann")
+    if streams == "| :":
+        reader, writer = os.pipe()
+        os.close(reader)
+        child = start(tenant, *argv, stdout=writer)
+        os.close(writer)
+    else:
+        child = redirected(tenant, streams, *argv)
+    with child:
+        _, err = child.communicate(timeout=30)
+    assert child.returncode == 1
+    check_quiet_end(err, "standard output")
+
+
+@pytest.mark.parametrize(
+    ("streams", "users"),
+    [
+        *((">&-", []), (">/dev/full", ["ann", "nobody"])),
+        *(("2>&-", []), ("2>&-", ["ann", "nobody"])),
+        *(("2>/dev/full", []), ("2>/dev/full", ["ann", "nobody"])),
+        *((">&- 2>&-", ["ann", "nobody"]), ("<&- >&- 2>&-", [])),
+    ],
+)
+def test_a_run_needs_no_stream(tenant: Tenant, streams: str, users: list[str]) -> None:
+    phone_id = tenant.add_phone("ann", name="1111111111")
+    with redirected(
+        tenant, streams, "-vv" if "2" in streams else "-f", *users
+    ) as child:
+        out, err = child.communicate(timeout=30)
+    assert (child.returncode, out) == (bool(users), "")
+    assert tenant.phone(phone_id) is None
+    check_quiet_end(err, *["nobody"] * (bool(users) and "2" not in streams))
+
+
+@pytest.mark.parametrize("streams", ["2>&-", "2>/dev/full", ">&- 2>&-"])
+def test_a_usage_error_that_nobody_hears(tenant: Tenant, streams: str) -> None:
+    with redirected(tenant, streams, "--grace-period=soon") as child:
+        assert child.communicate(timeout=30) == ("", "")
+    assert child.returncode == 2
+
+
+# The secret key
+
+
+@pytest.mark.parametrize(
+    ("argv", "fault", "status"),
+    [
+        ([], "", 0),
+        (["--json"], "", 0),
+        (["--dry-run"], "", 0),
+        (["--dry-run", "--json"], "", 0),
+        (["--no-force"], "", 0),
+        (["ann", "nobody"], "", 1),
+        (["-s", SKEY[::-1]], "", 1),
+        (["-i", "DI" + SKEY[2:20]], "", 1),
+        ([], "status", 0),
+        ([], "junk", 0),
+        ([], "reset_after", 0),
+        (["-g", "soon"], "", 2),
+        ([f"--skye={SKEY}"], "", 2),
+        ([f"--skey={SKEY[:20]} {SKEY[20:]}"], "", 2),
+        (["--skey", SKEY, "--skey-file", SKEY], "", 2),
+        ([SKEY, "--host", SKEY + "!"], "", 2),
+    ],
+)
+def test_the_secret_key_is_in_no_output(
+    tenant: Tenant,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    argv: list[str],
+    fault: str,
+    status: int,
+) -> None:
+    monkeypatch.setattr("duo_phone_cleanup.PAUSE", 0)
+    add_cast(tenant)
+    if fault:
+        tenant.fail(fault, times=2)
+    result = run("-vvv", *argv, stdin="y\nn\na\n")
+    assert result.status == status
+    shown = result.out + result.err
+    assert shown
+    for key in (SKEY, SKEY[::-1]):
+        pieces = {key[start : start + 6] for start in range(len(key) - 5)}
+        assert [piece for piece in pieces if piece in shown] == []
