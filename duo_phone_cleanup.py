@@ -47,7 +47,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
 import duo_client
-from dateutil.parser import isoparse
+from dateutil.parser import isoparser
 from dateutil.relativedelta import relativedelta
 
 __version__ = "1.0.0"
@@ -101,7 +101,7 @@ def read_last_seen(phone: Record) -> float | None:
         return value
     if not isinstance(value, str):
         raise ValueError("neither ISO 8601 nor an integer")
-    seen = isoparse(value)
+    seen = isoparser("T").isoparse(value)  # not any character between date and time
     return (seen if seen.tzinfo else seen.replace(tzinfo=timezone.utc)).timestamp()
 
 
@@ -1032,7 +1032,8 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
     unknown = [each for each in users if each.startswith("-")]
     if unknown:  # not by its name: it may be a mistyped --skey=...
         place = [*argv, unknown[0]].index(unknown[0]) + 1
-        raise UsageError(f"argument {place} is no option of this program")
+        which = f"argument {place}" if place <= len(argv) else "an argument"
+        raise UsageError(f"{which} is no option of this program")
     users += arguments[end + 1 : -1]
     if "" in users:
         raise UsageError("user: expected a name, got an empty one")

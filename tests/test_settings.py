@@ -422,7 +422,7 @@ def test_options_cannot_be_abbreviated(tenant: Tenant, run: Runs, option: str) -
 
 
 def test_the_place_of_an_unknown_option_is_told(tenant: Tenant, run: Runs) -> None:
-    for argv in (["-v", "ann", f"-k{TOKEN}"], ["-v", "ann", "--junk", "-v"]):
+    for argv in (["-v", "ann", f"-k{TOKEN}"], ["-v", "ann", f"-nk{TOKEN}"]):
         result = run(*argv)
         assert_usage_error(tenant, result)
         assert not re.search("argument (?!3)[0-9]", result.err), result
