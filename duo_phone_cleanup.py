@@ -40,15 +40,13 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, TypeVar
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple, NoReturn, TextIO, TypeVar
 
+import dateutil  # loads its modules when they are first used, which takes a while
 import duo_client
-from dateutil.parser import isoparser
-from dateutil.relativedelta import relativedelta
 
 __version__ = "1.0.0"
 
@@ -101,7 +99,8 @@ def read_last_seen(phone: Record) -> float | None:
         return value
     if not isinstance(value, str):
         raise ValueError("neither ISO 8601 nor an integer")
-    seen = isoparser("T").isoparse(value)  # not any character between date and time
+    # With its "T", since isoparse() takes any character between date and time.
+    seen = dateutil.parser.isoparser("T").isoparse(value)
     return (seen if seen.tzinfo else seen.replace(tzinfo=timezone.utc)).timestamp()
 
 
@@ -147,7 +146,7 @@ HINTS = {  # what the reader can do about an answer, by Duo's code or by HTTP st
     40105: "check this machine's clock",
     401: "check --ikey (DUO_IKEY), --skey (DUO_SKEY) and --host (DUO_HOST)",
     403: "give the Admin API application the permissions Grant resource - Read and"
-    " Grant resource - Write",
+    " Grant resource - Write, and see its Networks for API Access",
     404: "check --host (DUO_HOST)",
     429: "see what else uses up this tenant's rate limit",
 }
@@ -183,22 +182,27 @@ def explain(error: Exception) -> Failure:
     if isinstance(error, Failure):
         return error
     if isinstance(error, ssl.SSLCertVerificationError):
-        text = f"the certificate of --host (DUO_HOST) fails: {error.verify_message}"
-        hint = "where the network inspects TLS, see --ca-certs (DUO_CA_CERTS)"
-        return Failure(f"{text}: {hint}", fatal=True)
+        why = error.verify_message.rstrip(".")
+        text = (
+            f"the certificate of --host (DUO_HOST) fails: {why}: is it the right host?"
+        )
+        hint = " Where the network inspects TLS, see --ca-certs (DUO_CA_CERTS)"
+        return Failure(text + hint, fatal=True)
     if isinstance(error, OSError):  # nobody answered, not even with an error
         text = f"no answer from Duo: {error.strerror or error}"
-        if isinstance(error, (socket.gaierror, ConnectionRefusedError)):
-            text += ": check --host (DUO_HOST) and this machine's network"
-        elif isinstance(error, socket.timeout):
+        if isinstance(error, socket.timeout):
             text += ": check the network, or see --timeout (DUO_TIMEOUT)"
         elif "Tunnel" in text:
             text += ": check HTTPS_PROXY"
+        else:
+            text += (
+                ": check --host (DUO_HOST), the network, and HTTPS_PROXY if it is set"
+            )
         return Failure(text, passing=True, fatal=True)
     status = getattr(error, "status", 200)
     if status == 200:  # cut short, not HTTP, not JSON, or not as documented
         what = error if isinstance(error, http.client.HTTPException) else "not its JSON"
-        text = shorten(f"no answer of the Admin API: {what}", 200)
+        text = shorten(f"what answers is not Duo's Admin API: {what}", 200)
         return Failure(f"{text}: {HINTS[404]}", passing=True)
     text = shorten(re.sub("^Received", "Duo answers", str(error)), 200)
     hint = HINTS.get(duo_code(error)) or HINTS.get(status, "")
@@ -325,14 +329,14 @@ class DuoAdmin(duo_client.Admin):
                 raise Failure("Duo's answer is not a page of users", passing=True)
             return users, metadata
 
-        def ask(offset: int) -> Future[tuple[list[Any], Record]]:
+        def ask(offset: int) -> Callable[[], tuple[list[Any], Record]]:
             step = functools.partial(fetch, offset)
             return in_thread(functools.partial(self.persist, step))
 
         offset = 0
         asked = {offset: ask(offset)}
         while True:
-            users, metadata = asked.pop(offset).result()
+            users, metadata = asked.pop(offset)()
             following = metadata.get("next_offset")
             total = metadata.get("total_objects")
             length = total if isinstance(total, int) else 0
@@ -350,32 +354,43 @@ class DuoAdmin(duo_client.Admin):
             offset = following
 
 
-def in_thread(function: Callable[[], T]) -> Future[T]:
-    """Call a function in a daemon thread: the end of the process need not await it."""
-    future: Future[T] = Future()
+def in_thread(function: Callable[[], T]) -> Callable[[], T]:
+    """Call a function in a daemon thread, and return one that waits for its result.
+
+    Not an executor: the end of the process would wait for its threads. Not a Future:
+    a signal may hit its Python code while a lock is in the wrong state.
+    """
+    outcome: SimpleQueue[tuple[list[T], list[Exception]]] = SimpleQueue()
 
     def work() -> None:
         try:
-            future.set_result(function())
-        except BaseException as error:
-            future.set_exception(error)
+            outcome.put(([function()], []))
+        except Exception as error:
+            outcome.put(([], [error]))
+
+    def wait() -> T:
+        while True:
+            # Another thread may catch a signal, which then does not wake this one.
+            with contextlib.suppress(Empty):
+                results, errors = outcome.get(timeout=0.2)
+                for error in errors:
+                    raise error
+                return results[0]
 
     threading.Thread(target=work, daemon=True).start()
-    return future
+    return wait
 
 
 # ---------------------------------------------------------------------------- the walk
 
 
-@dataclass
 class Found:
     """A phone with a verdict: its record as last read, and the names of its users."""
 
-    phone_id: str
-    record: Record
-    verdict: Verdict
-    users: list[str]
-    sent: list[object] = field(default_factory=list)  # see Run.step
+    def __init__(self, phone_id: str, record: Record, verdict: Verdict) -> None:
+        self.phone_id, self.record, self.verdict = phone_id, record, verdict
+        self.users: list[str] = []
+        self.sent: list[object] = []  # see Run.step
 
     def __str__(self) -> str:
         return f"phone {self.phone_id} of {', '.join(self.users)} ({self.number})"
@@ -399,23 +414,16 @@ def all_names(user: Record) -> set[str]:
     return {str(name).casefold() for name in names if name}
 
 
-@dataclass
 class Run:
     """One execution: walk, plan, act."""
 
-    settings: Settings
-    duo: DuoAdmin
-    report: Report
-    clock: Callable[[], float]
+    def __init__(self, settings: Settings, report: Report, duo: DuoAdmin) -> None:
+        self.settings, self.report, self.duo = settings, report, duo
 
     def __call__(self) -> None:
         """Carry the run out. Raises OutputError."""
         try:
             found = self.walk()
-            if self.settings.dry_run and self.settings.users:
-                # A look-up may not name all who share a phone; the phone itself does.
-                for phone in found:
-                    self.duo.persist(functools.partial(self.step, phone, write=False))
         except Failure as failure:
             self.report.fail(str(failure))
             return
@@ -423,16 +431,14 @@ class Run:
         limit = self.settings.max_deletions
         if limit is not None and deletions > limit:
             self.report.fail(
-                f"{deletions} phones to delete, more than --max-deletions"
+                f"phones to delete: {deletions}, more than --max-deletions"
                 f" (DUO_MAX_DELETIONS) {limit}, so none is deleted: look at them with"
                 " --dry-run, then run once by hand with --max-deletions none"
             )
             if not self.settings.dry_run:
                 found = [each for each in found if each.verdict is not Verdict.DELETE]
-        if self.settings.dry_run:
-            self.report.rehearse(found)
-        else:
-            self.act(found)
+        self.act(found)
+        self.report.table()
 
     def walk(self) -> list[Found]:
         """Look at all users, or at the named ones, and return phones with a verdict."""
@@ -469,19 +475,16 @@ class Run:
             if not isinstance(record, dict):
                 self.report.fail(f"user {name} has a phone that is no object")
                 continue
-            says, phone_id = self.judge(record, self.now()), record.get("phone_id")
+            says = self.judge(record, self.report.now())
             if not says:
                 continue
+            phone_id = record.get("phone_id")
             if not isinstance(phone_id, str) or not PHONE_ID.fullmatch(phone_id):
                 self.report.fail(f"user {name} has a phone without a usable phone_id")
-            elif phone_id not in found:
-                found[phone_id] = Found(phone_id, record, says, [name])
-            elif name not in found[phone_id].users:
-                found[phone_id].users.append(name)
-
-    def now(self) -> int:
-        """Return the time in seconds since the epoch."""
-        return int(self.clock())
+                continue
+            phone = found.setdefault(phone_id, Found(phone_id, record, says))
+            if name not in phone.users:
+                phone.users.append(name)
 
     def judge(self, record: Record, now: int) -> Verdict | None:
         """Return the verdict on a record; None also for UNTAG without --untag."""
@@ -491,22 +494,26 @@ class Run:
     # ------------------------------------------------------------- acting on a phone
 
     def act(self, found: list[Found]) -> None:
-        """Carry out the verdicts in the order of the walk, asking first if told to."""
-        asking, number = not self.settings.force, 0
-        writes = sum(phone.verdict in WRITES for phone in found)
+        """Carry out the verdicts in the order of the walk, ask first, or only tell."""
+        rehearsing, names = self.settings.dry_run, self.settings.users
+        asking, number = not self.settings.force and not rehearsing, 0
+        total = sum(phone.verdict in WRITES for phone in found)
         for phone in found:
-            if phone.verdict not in WRITES:
-                self.report.event(DONE[phone.verdict], phone)
-                continue
-            number += 1
-            look = functools.partial(self.step, phone, write=False)
+            writing = phone.verdict in WRITES
+            number += writing
             outcome = ""
             try:
-                if asking:  # the phone itself names all its users, a look-up may not
+                # The phone itself names all its users; a look-up by name may not.
+                if (asking and writing) or (rehearsing and names):
+                    look = functools.partial(self.step, phone, write=False)
                     outcome = self.duo.persist(look)
-                if asking and not outcome:
-                    question = self.report.question(phone, self.now())
-                    answer = self.report.ask(f"{number} of {writes}: {question}")
+                if not outcome and not writing:
+                    outcome = DONE[phone.verdict]
+                if not outcome and rehearsing:
+                    outcome = f"would_{phone.verdict.value}"
+                if not outcome and asking:
+                    question = self.report.question(phone, self.report.now())
+                    answer = self.report.ask(f"{number} of {total}: {question}")
                     if answer == "q":
                         return
                     asking = answer != "a"
@@ -529,7 +536,7 @@ class Run:
         earlier = [*phone.sent]
         try:
             record = self.duo.get_phone_by_id(phone.phone_id)
-            now = self.now()
+            now = self.report.now()
             if not isinstance(record, dict):
                 raise Failure("Duo's answer is not a phone", passing=True)
             old_tag, phone.record = read_tag(phone.record), record
@@ -546,7 +553,7 @@ class Run:
             if not write:
                 return ""
             if phone.verdict is Verdict.DELETE:
-                self.report.event("deleting", phone, record=record)
+                self.report.event("deleting", phone)
                 phone.sent.append(Verdict.DELETE)
                 self.duo.delete_phone(phone.phone_id)
             else:
@@ -572,7 +579,8 @@ DONE = {  # the event that tells that a verdict was carried out
     Verdict.WAIT: "waiting",
 }
 LOUD = ("failed", "unknown_user")  # events told always, and exit status 1
-QUIET = ("deleting", "waiting", "named", "would_stamp", "would_delete", "would_untag")
+REHEARSED = ("waiting", "named", "would_stamp", "would_delete", "would_untag")
+QUIET = ("deleting", *REHEARSED)  # events told with -vv
 DOINGS = ("stamped", "deleted", "untagged", "declined", "changed", "gone")
 EVENTS = (*DOINGS, *QUIET, *LOUD)
 
@@ -604,12 +612,14 @@ def utc(seconds: float) -> datetime:
 
 def iso(seconds: float) -> str:
     """Return seconds since the epoch in ISO 8601, UTC."""
-    return utc(seconds).isoformat(timespec="seconds")
+    return utc(seconds).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def age(since: int, now: int) -> str:
     """Say how much time passed between two epochs, in the largest unit: "3 days"."""
-    passed = relativedelta(utc(max(since, now)), utc(min(since, now)))
+    passed = dateutil.relativedelta.relativedelta(
+        utc(max(since, now)), utc(min(since, now))
+    )
     for unit in ("years", "months", "days", "hours", "minutes", "seconds"):
         number = getattr(passed, unit)
         if number:
@@ -629,9 +639,14 @@ class Report:
         self.counts = dict.fromkeys(EVENTS, 0)
         self.users_seen = self.phones_seen = self.limbo = self.status = 0
         self.stdout_broken = False
+        self.rehearsed: list[Found] = []  # in a dry run, the rows of its table
         self.terminal = bool(sys.stderr and sys.stderr.isatty())
         self.width = 0  # of the progress line that is shown
         self.lock = threading.Lock()
+
+    def now(self) -> int:
+        """Return the time in seconds since the epoch."""
+        return int(self.clock())
 
     def show(self, text: str, end: str = "") -> bool:
         """Write to stderr, over a progress line if there is one; tell if that worked.
@@ -663,6 +678,10 @@ class Report:
             about["number"] = phone.record.get("number")
             about["users"] = phone.users
             about["tagged"] = None if tag is None else iso(tag)
+            if event in ("deleting", "would_delete"):
+                about["record"] = phone.record
+            if event in REHEARSED:
+                self.rehearsed.append(phone)
         verbose = self.settings.verbose or self.settings.dry_run
         if verbose or event not in ("waiting", "named"):
             self.journal(event, **about, **details)
@@ -681,7 +700,7 @@ class Report:
     def journal(self, event: str, **details: Any) -> None:
         """Write a JSON line if they were asked for. Raises OutputError."""
         if self.settings.json:
-            line = {"event": event, "time": iso(self.clock()), **details}
+            line = {"event": event, "time": iso(self.now()), **details}
             self.write(json.dumps(line))
 
     def write(self, line: str) -> None:
@@ -752,30 +771,28 @@ class Report:
         write = f" (its name becomes {becomes})" if becomes else ""
         return f"{phone.verdict.value} {phone}, {self.reason(phone, now)}{write}?"
 
-    def rehearse(self, found: list[Found]) -> None:
-        """Tell what a run would do, as a table or as JSON lines. Raises OutputError."""
-        now = int(self.clock())
+    def table(self) -> None:
+        """Tell what a run would do, if that was asked for. Raises OutputError."""
+        if not self.settings.dry_run or self.settings.json:
+            return
+        now = self.now()
         rows = [["USERS", "NUMBER", "PHONE ID", "FIRST SEEN", "AGE", "A RUN WOULD"]]
-        for phone in found:
-            says, tag = phone.verdict, read_tag(phone.record)
-            record = {"record": phone.record} if says is Verdict.DELETE else {}
-            event = f"would_{says.value}" if says in WRITES else DONE[says]
-            self.event(event, phone, **record)
+        for phone in self.rehearsed:
+            tag = read_tag(phone.record)
             first_seen = utc(tag).astimezone().strftime("%Y-%m-%d %H:%M") if tag else ""
             row = [", ".join(phone.users), phone.number, phone.phone_id, first_seen]
             row.append(age(tag, now) if tag and tag <= now else "")
-            row.append(f"{says.value}: {self.reason(phone, now)}")
+            row.append(f"{phone.verdict.value}: {self.reason(phone, now)}")
             rows.append([escape(shorten(cell, 60), sys.stdout) for cell in row])
-        if not self.settings.json:
-            widths = [max(map(len, column)) for column in zip(*rows)]
-            for row in rows if found else [["No limbo phones."]]:
-                cells = (cell.ljust(width) for cell, width in zip(row, widths))
-                self.write("  ".join(cells).rstrip())
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        for row in rows if self.rehearsed else [["No limbo phones."]]:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths))
+            self.write("  ".join(cells).rstrip())
 
     def stop(self, text: str, status: int = 1) -> None:
         """Tell why the run ends here, with what exit status."""
         self.log(text)
-        self.status = status
+        self.status = max(self.status, status)
 
     def summarise(self, requests: int) -> None:
         """Say in one line, and in a JSON line, what the run saw and did."""
@@ -788,6 +805,11 @@ class Report:
             "seconds": round(time.monotonic() - self.began, 1),
             "exit_status": self.status,
         }
+        try:
+            self.journal("summary", **facts)
+        except OutputError as error:
+            self.stop(str(error))
+            facts["exit_status"] = self.status
         words = {"named": "left alone", "limbo": "in limbo"}
         untold = ["deleting", *(each for each in EVENTS if not self.counts[each])]
         text = ", ".join(
@@ -795,13 +817,10 @@ class Report:
             for fact in facts
             if fact not in untold
         )
-        try:
-            self.journal("summary", **facts)
-            if self.settings.dry_run and not self.settings.json:
+        if self.settings.dry_run and not self.settings.json and not self.stdout_broken:
+            with contextlib.suppress(OutputError):
                 self.write(text)
                 return
-        except OutputError as error:
-            self.stop(str(error))
         # A run that failed before it saw anything has said all there is to say.
         loud = self.status > 1 or (self.status and self.users_seen)
         self.log(text, 0 if loud else 1)
@@ -874,11 +893,10 @@ class UsageError(Exception):
     """What is wrong with the command line or the environment: names, never values."""
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """What was asked for on the command line and in the environment."""
 
-    skey: str = field(repr=False)
+    skey: str
     skey_exposed: bool  # others can read the file it is in
     ikey: str
     host: tuple[str, int | None]
@@ -1055,7 +1073,9 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
         raise UsageError(f"give {label('skey')} or {label('skey_file')}, not both")
     key, exposed = values.pop("skey_file") or (values["skey"], False)
     values.update(skey=key, skey_exposed=exposed)
-    missing = [label(name) for name in ("host", "ikey", "skey") if not values[name]]
+    needed = {name: label(name) for name in ("host", "ikey", "skey")}
+    needed["skey"] += f" or {label('skey_file')}"
+    missing = [text for name, text in needed.items() if not values[name]]
     if missing:
         raise UsageError(f"missing: {', '.join(missing)}")
     try:
@@ -1078,11 +1098,11 @@ class Stopped(BaseException):
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Raise Stopped at the first signal and ignore later ones: there is a summary."""
+    """Raise Stopped at the first signal, and pass over later ones."""
 
     def stop(number: int, _frame: object) -> NoReturn:
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
+        for each in SIGNALS:  # SIG_IGN would be a race with signals that are under way
+            signal.signal(each, lambda *_: None)
         raise Stopped(number)
 
     before = {each: signal.getsignal(each) for each in SIGNALS}
@@ -1116,7 +1136,7 @@ def main(
     try:
         with stopped_by_signals(), contextlib.closing(duo):
             try:
-                Run(settings, duo, report, clock)()
+                Run(settings, report, duo)()
             except OutputError as error:
                 report.stop(str(error))
             except Stopped as stopped:
@@ -1128,16 +1148,19 @@ def main(
     return report.status
 
 
-def script() -> None:
-    """Run as a process: what its streams could not take is not tried again at exit."""
+def script() -> NoReturn:
+    """Run as a process: no signal, thread or stream keeps it from its exit status."""
+    for each in SIGNALS:
+        if signal.getsignal(each) is not signal.SIG_IGN:
+            signal.signal(each, lambda number, _: os._exit(128 + number))
     try:
-        sys.exit(main())
-    finally:
-        for stream in filter(None, (sys.stdout, sys.stderr)):
-            try:
-                stream.flush()
-            except (OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        status = main()
+    except SystemExit as told:  # the help or the version
+        status = int(told.code or 0)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -347,7 +347,7 @@ BROKEN_WALKS: dict[str, Case] = {
     "503 and a list": (("status", {"body": b"[]"}), ("503 Service Unavailable",)),
     "reset": (("reset_before", {}), ("no answer from Duo",)),
     "orderly close": (("close_before", {}), ("no answer from Duo",)),
-    "cut short": (("truncate", {}), ("no answer of the Admin API",)),
+    "cut short": (("truncate", {}), ("is not Duo's Admin API",)),
     "HTML": (("junk", {}), NOT_JSON),
     "empty": (("junk", {"body": b""}), NOT_JSON),
     "not UTF-8": (("junk", {"body": b'{"stat":"\xff"}'}), NOT_JSON),
@@ -504,7 +504,7 @@ def test_a_server_that_is_not_duo(
 
 def test_a_server_without_tls(run: Run) -> None:
     with server(b"HTTP/1.1 400 Bad Request\r\n\r\n") as host:
-        error_line(run(DUO_HOST=host), "no answer from Duo", "SSL")
+        error_line(run(DUO_HOST=host), "no answer from Duo", "SSL", "DUO_HOST")
 
 
 @pytest.mark.parametrize(

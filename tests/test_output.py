@@ -23,7 +23,7 @@ from tests.test_prompts import redirected
 
 STUCK = str(NOW - HOUR)
 """A tag past its grace period."""
-TAGGED = "2027-01-15T07:00:00+00:00"
+TAGGED = "2027-01-15T07:00:00Z"
 """The time it says."""
 SET_UP = {"activated": True, "platform": "Apple iOS"}
 EVENTS = [
@@ -261,7 +261,7 @@ def test_a_short_walk_shows_no_progress(tenant: Tenant) -> None:
 def about(event: dict[str, Any]) -> dict[str, Any]:
     """What an event says of its phone, and of anything else."""
     assert isoparse(event["time"]).timestamp() == NOW
-    assert event["time"].endswith(("+00:00", "Z"))
+    assert event["time"].endswith("Z")
     return {key: value for key, value in event.items() if key not in ("event", "time")}
 
 
@@ -562,6 +562,16 @@ def test_a_rehearsal_that_nobody_hears(
         _, err = child.communicate(timeout=30)
     assert child.returncode == 1
     check_quiet_end(err, "standard output")
+    assert "users seen 1, " in err, "the summary goes where it can be read"
+
+
+def test_a_journal_that_cannot_take_its_last_line(tenant: Tenant) -> None:
+    tenant.add_user("ann")
+    with redirected(tenant, ">/dev/full", "-v", "--json") as child:
+        _, err = child.communicate(timeout=30)
+    assert child.returncode == 1
+    check_quiet_end(err, "standard output")
+    assert "exit status 0" not in err
 
 
 @pytest.mark.parametrize(

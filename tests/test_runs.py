@@ -239,6 +239,45 @@ def test_the_rehearsal_names_all_who_share_a_phone(
     assert "ann, bob, cleo" in row
 
 
+@pytest.mark.parametrize(
+    "change", [SET_UP, {"name": "Ann's"}, {"name": STAMPED}, None], ids=repr
+)
+def test_a_rehearsal_for_named_users_survives_a_change(
+    tenant: Tenant, run: Run, change: Record | None
+) -> None:
+    """It reads each phone again, for the names of all users: what changed is told."""
+    changing = tenant.add_phone("ann", name=STUCK)
+    begun = tenant.add_phone("bob")
+
+    def meddle(request: Request) -> None:
+        if request.path.endswith("/users") or changing not in tenant.phones:
+            return
+        with tenant.lock:
+            if change is None:
+                del tenant.phones[changing]
+            else:
+                tenant.phones[changing].update(change)
+
+    tenant.on_request(meddle)
+    result = run("--dry-run", "ann", "bob")
+    assert (result.status, result.err) == (0, "")
+    assert "would stamp 1" in result.out
+    assert [row for row in result.out.splitlines() if begun in row and "stamp" in row]
+    assert changing not in result.out
+
+
+def test_a_rehearsal_for_named_users_goes_on_after_a_failure(
+    tenant: Tenant, run: Run
+) -> None:
+    failing, healthy = tenant.add_phone("ann"), tenant.add_phone("bob")
+    tenant.fail("status", status=400, path=failing, times=None)
+    result = run("--dry-run", "ann", "bob")
+    assert result.status == 1
+    assert failing in result.err
+    assert failing not in result.out
+    assert healthy in result.out
+
+
 # --untag
 
 
@@ -301,7 +340,7 @@ def test_max_deletions(
         assert writes(tenant) == []
     if over:
         message = result.err.splitlines()[0]
-        for expected in ("3 ", "--dry-run", "--max-deletions none"):
+        for expected in (": 3, ", "--dry-run", "--max-deletions none"):
             assert expected in message
     else:
         assert result.err == ""

@@ -180,6 +180,18 @@ def test_two_signals_in_quick_succession(
         end(child, *numbers)
 
 
+@pytest.mark.parametrize("numbers", [(TERM,), (INT,), (TERM, HUP)], ids=str)
+def test_a_run_that_is_suspended(tenant: Tenant, numbers: tuple[Number, ...]) -> None:
+    """As from Ctrl-Z and kill: all threads wake at once, and any may be signalled."""
+    tenant.populate(300 * 5)
+    tenant.fail("hang", times=None, after=1)
+    with running(tenant) as child:
+        tenant.wait_for(5)
+        child.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+        end(child, *numbers, signal.SIGCONT)
+
+
 def test_signals_that_do_not_stop(tenant: Tenant) -> None:
     """As from a person who holds Ctrl-C down: up to the very end of the process."""
     tenant.fail("hang", times=None)

@@ -120,13 +120,15 @@ def test_wrong_credentials_are_refused(
         ({"Authorization": ""}, 40101),
         ({"Authorization": "Basic junk!"}, 40101),
         ({"date": "yesterday"}, 40104),
-        ({"date": email.utils.formatdate(time.time() - FIVE_MINUTES - 9)}, 40105),
-        ({"date": email.utils.formatdate(time.time() + FIVE_MINUTES + 9)}, 40105),
+        ({"date": -FIVE_MINUTES - 9}, 40105),
+        ({"date": FIVE_MINUTES + 9}, 40105),
     ],
 )
 def test_bad_headers_are_refused(
     tenant: Tenant, headers: dict[str, Any], code: int
 ) -> None:
+    if isinstance(headers.get("date"), int):  # seconds from now, not from collection
+        headers = {"date": email.utils.formatdate(time.time() + headers["date"])}
     status, document = Connection(tenant).call(**headers)
     assert (status, document["code"]) == (401, code)
 

@@ -483,7 +483,7 @@ def test_no_calendar_lengthens_or_shortens_the_grace_period(
     assert phone_id in tenant.phones
     result = run("--json", now=began + 10 * MINUTE)
     assert result.kinds == ["deleting", "deleted"]
-    assert result.events[0]["tagged"] == f"{utc(began):%Y-%m-%dT%H:%M:%S}+00:00"
+    assert result.events[0]["tagged"] == f"{utc(began):%Y-%m-%dT%H:%M:%S}Z"
     assert phone_id not in tenant.phones
 
 
