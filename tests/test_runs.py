@@ -554,3 +554,15 @@ def test_at_most_four_pages_wait_for_a_slow_reader(
     assert duo_phone_cleanup.main([], clock) == 0
     assert looked.is_set()
     assert sorted(offsets(tenant)) == [*range(0, 3001, 300)]
+
+
+def test_a_phone_listed_twice_for_one_user_is_told_once(
+    tenant: Tenant, run: Run
+) -> None:
+    phone = tenant.add_phone("ann")
+    (user,) = tenant.users.values()
+    user["phones"] = [phone, phone]
+    result = run("--json")
+    assert [(each["event"], each["users"]) for each in result.events[:-1]] == [
+        ("stamped", ["ann"])
+    ]
