@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pty
 import re
+import signal
 import sys
 import threading
 import time
@@ -644,3 +646,20 @@ def test_the_secret_key_is_in_no_output(
     for key in (SKEY, SKEY[::-1]):
         pieces = {key[start : start + 6] for start in range(len(key) - 5)}
         assert [piece for piece in pieces if piece in shown] == []
+
+
+class SignalledStdout(io.StringIO):
+    """Standard output during whose last line the process is told to end."""
+
+    def write(self, text: str) -> int:
+        if '"summary"' in text:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().write(text)
+
+
+def test_a_signal_while_the_summary_is_told(
+    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant.add_phone("ann")
+    monkeypatch.setattr(sys, "stdout", SignalledStdout())
+    assert run("--json").status == 143
