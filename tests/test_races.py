@@ -155,6 +155,13 @@ def test_a_shared_phone_once(
     assert result.summary["limbo"] == (verdict != "untag")
 
 
+def test_all_who_share_a_phone_are_told_of(tenant: Tenant, run: Run) -> None:
+    """Also of a phone that is left alone, which is not read again."""
+    tenant.add_phone("ann", "bob", "cleo", name=str(NOW - MINUTE))
+    (waiting,) = run("--json", "-v").events[:-1]
+    assert (waiting["event"], waiting["users"]) == ("waiting", ["ann", "bob", "cleo"])
+
+
 # Other runs
 
 
