@@ -1027,9 +1027,10 @@ class Parser(argparse.ArgumentParser):
         version = f"%(prog)s {__version__}"
         self.add_argument("--version", action="version", version=version)
 
-    def format_help(self) -> str:
-        """Return the help as it is written above."""
-        return HELP
+    def print_help(self, file: Any = None) -> None:
+        """Print the help as it is written above, as far as anybody reads it."""
+        with contextlib.suppress(AttributeError, OSError):
+            sys.stdout.write(HELP)
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError, without the value that argparse would repeat."""
