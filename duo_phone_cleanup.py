@@ -134,7 +134,7 @@ PAGE = 300  # users a page: the most that Duo gives (Admin API, Retrieve Users)
 PAGES_AHEAD = 4  # pages asked for and not yet consumed
 NAMES = 100  # user names in one look-up: the most that Duo takes (username_list)
 TRIES = 3  # at a step that fails in passing
-PAUSE = 1.0  # seconds at most before the second try; twice that before the third
+PAUSE = 1.0  # seconds at most before the second try; later pauses grow
 PATIENCE = 180  # seconds of 429 before giving up; Duo counts requests by the minute
 PHONE_ID = re.compile("[A-Za-z0-9_-]+")  # in a path, where ../ would lead elsewhere
 NOT_FOUND = 40401  # Duo's code for an id that it does not know
@@ -304,7 +304,7 @@ class DuoAdmin(duo_client.Admin):
                         if self._gate_opened > refused:
                             continue  # another thread has waited it out meanwhile
                     waited = time.monotonic() - refused
-                    pause, again = 1 + waited / 10, waited < PATIENCE
+                    pause, again = PAUSE + waited / 10, waited < PATIENCE
                 else:
                     failures += 1
                     pause, again = failures * PAUSE, failure.passing
