@@ -28,6 +28,7 @@ from tests.tenant import MISSING, SKEY, Fault, Request, Tenant
 OLD = str(NOW - HOUR)
 SET_UP = {"platform": "Apple iOS", "activated": True}
 GRANT = "Grant resource"
+PAUSE = duo_phone_cleanup.PAUSE
 STAMP = {"method": "POST"}
 DELETION = {"method": "DELETE"}
 
@@ -38,6 +39,11 @@ Case = tuple[Kind, tuple[str, ...]]  # and what the error line has to say
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duo_phone_cleanup, "PAUSE", 0.005)
+
+
+@pytest.fixture
+def _real_pauses(monkeypatch: pytest.MonkeyPatch, _short_pauses: None) -> None:
+    monkeypatch.setattr(duo_phone_cleanup, "PAUSE", PAUSE)
 
 
 def assert_fresh_reads(tenant: Tenant) -> None:
@@ -239,6 +245,7 @@ def test_a_write_is_not_repeated_on_a_phone_that_has_changed(
     assert [r.method for r in tenant.requests].count(method) == 1
 
 
+@pytest.mark.usefixtures("_real_pauses")
 def test_all_threads_wait_out_a_429_together(tenant: Tenant, run: Run) -> None:
     """Of six pages, three are let through in any second."""
     tenant.populate(300 * 6)
@@ -688,6 +695,7 @@ def test_a_server_that_dies_after_the_walk(tenant: Tenant, run: Run, kind: str) 
     assert len(result.err.splitlines()) == 2
 
 
+@pytest.mark.usefixtures("_real_pauses")
 @pytest.mark.parametrize(("patience", "refused"), [(0, 1), (0.3, 2)])
 def test_a_429_that_lasts_is_given_up(
     tenant: Tenant,
@@ -704,6 +712,7 @@ def test_a_429_that_lasts_is_given_up(
     work.assert_untouched()
 
 
+@pytest.mark.usefixtures("_real_pauses")
 def test_a_429_that_lasts_is_given_up_by_all_threads(
     tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
