@@ -483,6 +483,7 @@ class Run:
                 self.report.fail(f"user {name} has a phone without a usable phone_id")
                 continue
             phone = found.setdefault(phone_id, Found(phone_id, record, says))
+            self.report.phones_seen -= bool(phone.users)  # another user has it too
             if name not in phone.users:
                 phone.users.append(name)
 
@@ -743,8 +744,11 @@ class Report:
                 self.fail("no answer, the input has ended: nothing more is written")
                 return "q"
             answer = answer.strip().lower()
+            if answer == "q":
+                self.log("stopped at the prompt: nothing more is written")
             if answer in ("y", "yes", "n", "no", "a", "q"):
                 return answer[0]
+            self.log("y: yes, n: no, a: yes to all that are left, q: stop here")
 
     def reason(self, phone: Found, now: int) -> str:
         """Say why a phone has its verdict."""
@@ -851,7 +855,8 @@ the Admin API application
 
 what a run does
   -n, --dry-run         show what a run would do, write nothing    [DUO_DRY_RUN]
-      --no-force        ask before each write (-f, --force: don't) [DUO_FORCE]
+      --no-force        ask before each write: y or n, a for a yes [DUO_FORCE]
+                        to all that are left, q to stop here
   -g, --grace-period MINUTES
                         how long a tagged phone may stay, 10       [DUO_GRACE_PERIOD]
                         unless given; Duo's own set-up seems to
@@ -873,8 +878,8 @@ output and network
 
 Each option is also an environment variable, in brackets. An option beats any variable;
 an empty variable counts as not given; DUO_FORCE=no is --no-force, and so on. Each
-switch has its opposite: --no-dry-run, --no-json, --no-untag. HTTPS_PROXY and NO_PROXY
-are honoured.
+switch has its opposite: -f, --force, --no-dry-run, --no-json, --no-untag.
+HTTPS_PROXY and NO_PROXY are honoured.
 
 examples
   duo_phone_cleanup --dry-run                    show what a run would do
