@@ -59,13 +59,19 @@ T = TypeVar("T")
 
 
 class Verdict(enum.Enum):
-    """What a phone's record alone says to do with it. The value is the verb for it."""
+    """What a phone's record alone says to do with it: the verb, the event when done."""
 
-    STAMP = "stamp"
-    DELETE = "delete"
-    UNTAG = "untag"
-    NAMED = "leave alone"
-    WAIT = "wait"
+    STAMP = "stamp", "stamped"
+    DELETE = "delete", "deleted"
+    UNTAG = "untag", "untagged"
+    NAMED = "leave alone", "named"
+    WAIT = "wait", "waiting"
+
+    def __init__(self, verb: str, done: str) -> None:
+        self.verb, self.done = verb, done
+
+
+WRITES = (Verdict.STAMP, Verdict.DELETE, Verdict.UNTAG)
 
 
 def is_limbo(phone: Record) -> bool:
@@ -509,9 +515,9 @@ class Run:
                     look = functools.partial(self.step, phone, write=False)
                     outcome = self.duo.persist(look)
                 if not outcome and not writing:
-                    outcome = DONE[phone.verdict]
+                    outcome = phone.verdict.done
                 if not outcome and rehearsing:
-                    outcome = f"would_{phone.verdict.value}"
+                    outcome = f"would_{phone.verdict.verb}"
                 if not outcome and asking:
                     question = self.report.question(phone, self.report.now())
                     answer = self.report.ask(f"{number} of {total}: {question}")
@@ -546,7 +552,7 @@ class Run:
                 names = [user_name(user) for user in users if isinstance(user, dict)]
                 phone.users = names or phone.users
             if record.get("name") in earlier:
-                return DONE[phone.verdict]
+                return phone.verdict.done
             if self.judge(record, now) is not phone.verdict:
                 return "changed"
             if phone.verdict is Verdict.DELETE and read_tag(record) != old_tag:
@@ -566,24 +572,19 @@ class Run:
             if duo_code(error) != NOT_FOUND:
                 raise
             return "deleted" if Verdict.DELETE in earlier else "gone"
-        return DONE[phone.verdict]
+        return phone.verdict.done
 
 
 # -------------------------------------------------------------------------- reporting
 
-WRITES = (Verdict.STAMP, Verdict.DELETE, Verdict.UNTAG)
-DONE = {  # the event that tells that a verdict was carried out
-    Verdict.STAMP: "stamped",
-    Verdict.DELETE: "deleted",
-    Verdict.UNTAG: "untagged",
-    Verdict.NAMED: "named",
-    Verdict.WAIT: "waiting",
-}
-LOUD = ("failed", "unknown_user")  # events told always, and exit status 1
-REHEARSED = ("waiting", "named", "would_stamp", "would_delete", "would_untag")
-QUIET = ("deleting", *REHEARSED)  # events told with -vv
 DOINGS = ("stamped", "deleted", "untagged", "declined", "changed", "gone")
-EVENTS = (*DOINGS, *QUIET, *LOUD)
+REHEARSED = ("waiting", "named", "would_stamp", "would_delete", "would_untag")
+LOUD = ("failed", "unknown_user")  # events that are exit status 1
+EVENTS = {  # with the level of the log that tells each: see Report.log
+    **dict.fromkeys(DOINGS, 1),
+    **dict.fromkeys(("deleting", *REHEARSED), 2),
+    **dict.fromkeys(LOUD, 0),
+}
 
 
 class OutputError(Exception):
@@ -686,11 +687,8 @@ class Report:
         verbose = self.settings.verbose or self.settings.dry_run
         if verbose or event not in ("waiting", "named"):
             self.journal(event, **about, **details)
-        told = [phone, details.get("user"), details.get("error")]
-        text = ": ".join(
-            [event.replace("_", " "), *(str(each) for each in told if each)]
-        )
-        self.log(text, 0 if event in LOUD else 2 if event in QUIET else 1)
+        told = [event.replace("_", " "), phone, *details.values()]
+        self.log(": ".join(str(each) for each in told if each), EVENTS[event])
         if event in LOUD:
             self.status = 1
 
@@ -773,7 +771,7 @@ class Report:
         """Ask what to do with a phone, with all that one needs to know to answer."""
         becomes = {Verdict.STAMP: str(now), Verdict.UNTAG: "blank"}.get(phone.verdict)
         write = f" (its name becomes {becomes})" if becomes else ""
-        return f"{phone.verdict.value} {phone}, {self.reason(phone, now)}{write}?"
+        return f"{phone.verdict.verb} {phone}, {self.reason(phone, now)}{write}?"
 
     def table(self) -> None:
         """Tell what a run would do, if that was asked for. Raises OutputError."""
@@ -786,7 +784,7 @@ class Report:
             first_seen = utc(tag).astimezone().strftime("%Y-%m-%d %H:%M") if tag else ""
             row = [", ".join(phone.users), phone.number, phone.phone_id, first_seen]
             row.append(age(tag, now) if tag and tag <= now else "")
-            row.append(f"{phone.verdict.value}: {self.reason(phone, now)}")
+            row.append(f"{phone.verdict.verb}: {self.reason(phone, now)}")
             rows.append([escape(shorten(cell, 60), sys.stdout) for cell in row])
         widths = [max(map(len, column)) for column in zip(*rows)]
         for row in rows if self.rehearsed else [["No limbo phones."]]:
