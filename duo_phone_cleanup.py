@@ -24,7 +24,6 @@ import argparse
 import base64
 import contextlib
 import enum
-import functools
 import http.client
 import json
 import os
@@ -284,7 +283,7 @@ class DuoAdmin(duo_client.Admin):
             passed = time.monotonic() - began
             self._debug(f"{method} {uri}: {outcome} after {passed:.2f} s")
 
-    def persist(self, step: Callable[[], T]) -> T:
+    def persist(self, step: Callable[..., T], *about: Any) -> T:
         """Carry out a step, again after a failure that may pass; return its result.
 
         A step reads before it writes, so that no write is repeated without a fresh
@@ -297,7 +296,7 @@ class DuoAdmin(duo_client.Admin):
         with contextlib.ExitStack() as stack:
             while True:
                 try:
-                    result = step()
+                    result = step(*about)
                     if refused:
                         self._gate_opened = time.monotonic()
                     return result
@@ -336,12 +335,11 @@ class DuoAdmin(duo_client.Admin):
             return users, metadata
 
         def ask(offset: int) -> Callable[[], tuple[list[Any], Record]]:
-            step = functools.partial(fetch, offset)
-            return in_thread(functools.partial(self.persist, step))
+            return in_thread(lambda: self.persist(fetch, offset))
 
-        offset = 0
-        asked = {offset: ask(offset)}
-        while True:
+        offset: int | None = 0
+        asked = {0: ask(0)}
+        while offset is not None:
             users, metadata = asked.pop(offset)()
             following = metadata.get("next_offset")
             total = metadata.get("total_objects")
@@ -355,8 +353,6 @@ class DuoAdmin(duo_client.Admin):
                     if at not in asked and len(asked) < PAGES_AHEAD:
                         asked[at] = ask(at)
             yield users, length
-            if following is None:
-                return
             offset = following
 
 
@@ -366,22 +362,22 @@ def in_thread(function: Callable[[], T]) -> Callable[[], T]:
     Not an executor: the end of the process would wait for its threads. Not a Future:
     a signal may hit its Python code while a lock is in the wrong state.
     """
-    outcome: SimpleQueue[tuple[list[T], list[Exception]]] = SimpleQueue()
+    outcome: SimpleQueue[T | Exception] = SimpleQueue()
 
     def work() -> None:
         try:
-            outcome.put(([function()], []))
+            outcome.put(function())
         except Exception as error:
-            outcome.put(([], [error]))
+            outcome.put(error)
 
     def wait() -> T:
         while True:
             # Another thread may catch a signal, which then does not wake this one.
             with contextlib.suppress(Empty):
-                results, errors = outcome.get(timeout=0.2)
-                for error in errors:
-                    raise error
-                return results[0]
+                result = outcome.get(timeout=0.2)
+                if isinstance(result, Exception):
+                    raise result
+                return result
 
     threading.Thread(target=work, daemon=True).start()
     return wait
@@ -512,8 +508,7 @@ class Run:
             try:
                 # The phone itself names all its users; a look-up by name may not.
                 if (asking and writing) or (rehearsing and names):
-                    look = functools.partial(self.step, phone, write=False)
-                    outcome = self.duo.persist(look)
+                    outcome = self.duo.persist(self.step, phone, False)
                 if not outcome and not writing:
                     outcome = phone.verdict.done
                 if not outcome and rehearsing:
@@ -526,14 +521,14 @@ class Run:
                     asking = answer != "a"
                     outcome = "declined" if answer == "n" else ""
                 if not outcome:
-                    outcome = self.duo.persist(functools.partial(self.step, phone))
+                    outcome = self.duo.persist(self.step, phone, True)
                 self.report.event(outcome, phone)
             except Failure as failure:
                 self.report.fail(str(failure), phone)
                 if failure.fatal:
                     return
 
-    def step(self, phone: Found, write: bool = True) -> str:
+    def step(self, phone: Found, write: bool) -> str:
         """Read a phone again and carry its verdict out if that still stands.
 
         Returns the event that tells what became of it; "" if `write` is false and the
@@ -1134,7 +1129,7 @@ def main(
             sys.stderr.write(f"duo_phone_cleanup: error: {error} (see --help)\n")
         return 2
     report = Report(settings, clock)
-    duo = DuoAdmin(settings, functools.partial(report.log, level=2))
+    duo = DuoAdmin(settings, lambda text: report.log(text, 2))
     if settings.skey_exposed:
         report.log(f"warning: others can read the file of {label('skey_file')}")
     try:
