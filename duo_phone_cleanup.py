@@ -188,10 +188,8 @@ def explain(error: Exception) -> Failure:
         return error
     if isinstance(error, ssl.SSLCertVerificationError):
         why = error.verify_message.rstrip(".")
-        text = (
-            f"the certificate of --host (DUO_HOST) fails: {why}: is it the right host?"
-        )
-        hint = " Where the network inspects TLS, see --ca-certs (DUO_CA_CERTS)"
+        text = f"the certificate of --host (DUO_HOST) fails: {why}: is it the right"
+        hint = " host? Where the network inspects TLS, see --ca-certs (DUO_CA_CERTS)"
         return Failure(text + hint, fatal=True)
     if isinstance(error, OSError):  # nobody answered, not even with an error
         text = f"no answer from Duo: {error.strerror or error}"
@@ -200,9 +198,7 @@ def explain(error: Exception) -> Failure:
         elif "Tunnel" in text:
             text += ": check HTTPS_PROXY"
         else:
-            text += (
-                ": check --host (DUO_HOST), the network, and HTTPS_PROXY if it is set"
-            )
+            text += ": check --host (DUO_HOST), the network, and any HTTPS_PROXY"
         return Failure(text, passing=True, fatal=True)
     status = getattr(error, "status", 200)
     if status == 200:  # cut short, not HTTP, not JSON, or not as documented
@@ -650,20 +646,20 @@ class Report:
 
         Without an `end`, the text is a progress line itself.
         """
-        over = "\r" + " " * self.width + "\r" if self.width else ""
-        self.width = 0 if end else len(text)
-        try:
-            sys.stderr.write(over + escape(text, sys.stderr) + end)
-            sys.stderr.flush()
-        except (AttributeError, OSError, ValueError):  # none, broken, closed
-            return False
+        with self.lock:
+            over = "\r" + " " * self.width + "\r" if self.width else ""
+            self.width = 0 if end else len(text)
+            try:
+                sys.stderr.write(over + escape(text, sys.stderr) + end)
+                sys.stderr.flush()
+            except (AttributeError, OSError, ValueError):  # none, broken, closed
+                return False
         return True
 
     def log(self, text: str, level: int = 0) -> None:
         """Write a line to the log: at level 1 with -v or a terminal, at 2 with -vv."""
         if level <= max(self.settings.verbose, self.terminal):
-            with self.lock:
-                self.show(time.strftime("%Y-%m-%d %H:%M:%S ") + text, "\n")
+            self.show(time.strftime("%Y-%m-%d %H:%M:%S ") + text, "\n")
 
     def event(self, event: str, phone: Found | None = None, **details: Any) -> None:
         """Count an event and tell it, to the journal first. Raises OutputError."""
@@ -716,8 +712,7 @@ class Report:
         """Show on a terminal how far a walk of more than a second has come."""
         if self.terminal and time.monotonic() - self.began > 1:
             of = f" of {length}" if length else ""
-            with self.lock:
-                self.show(f"{self.users_seen}{of} users")
+            self.show(f"{self.users_seen}{of} users")
 
     def ask(self, question: str) -> str:
         """Ask on stderr and return y, n, a or q; the end of the input is a failed q."""
@@ -808,11 +803,10 @@ class Report:
             self.stop(str(error))
             facts["exit_status"] = self.status
         words = {"named": "left alone", "limbo": "in limbo"}
-        untold = ["deleting", *(each for each in EVENTS if not self.counts[each])]
         text = ", ".join(
-            f"{words.get(fact, fact).replace('_', ' ')} {facts[fact]}"
-            for fact in facts
-            if fact not in untold
+            f"{words.get(fact, fact).replace('_', ' ')} {number}"
+            for fact, number in facts.items()
+            if self.counts.get(fact, 1) and fact != "deleting"
         )
         if self.settings.dry_run and not self.settings.json and not self.stdout_broken:
             with contextlib.suppress(OutputError):
@@ -1016,12 +1010,10 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog="duo_phone_cleanup", allow_abbrev=False)
         for name, (short, convert, _) in OPTIONS.items():
             flags = [flag for flag in (short, label(name).split()[0]) if flag]
+            action: Any = "count" if name == "verbose" else "store"
             if convert is to_switch:
-                self.add_argument(*flags, action=argparse.BooleanOptionalAction)
-            else:
-                self.add_argument(
-                    *flags, action="count" if name == "verbose" else "store"
-                )
+                action = argparse.BooleanOptionalAction
+            self.add_argument(*flags, action=action)
         version = f"%(prog)s {__version__}"
         self.add_argument("--version", action="version", version=version)
 
