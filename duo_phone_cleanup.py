@@ -535,8 +535,9 @@ class Run:
         try:
             record = self.duo.get_phone_by_id(phone.phone_id)
             now = self.report.now()
-            if not isinstance(record, dict):
-                raise Failure("Duo's answer is not a phone", passing=True)
+            # An answer that got mixed up must not vouch for another phone.
+            if not isinstance(record, dict) or record.get("phone_id") != phone.phone_id:
+                raise Failure("Duo's answer is not a phone of this id", passing=True)
             old_tag, phone.record = read_tag(phone.record), record
             users = record.get("users")
             if isinstance(users, list):
