@@ -1095,15 +1095,18 @@ def stopped_by_signals() -> Iterator[None]:
     def stop(number: int, _frame: object) -> NoReturn:
         for each in SIGNALS:  # SIG_IGN would be a race with signals that are under way
             signal.signal(each, lambda *_: None)
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(128 + number))
+        signal.setitimer(signal.ITIMER_REAL, 0.9)  # where nobody reads the summary
         raise Stopped(number)
 
-    before = {each: signal.getsignal(each) for each in SIGNALS}
+    before = {each: signal.getsignal(each) for each in (*SIGNALS, signal.SIGALRM)}
     try:
-        for each, handler in before.items():
-            if handler is not signal.SIG_IGN:  # as nohup sets it
+        for each in SIGNALS:
+            if before[each] is not signal.SIG_IGN:  # as nohup sets it
                 signal.signal(each, stop)
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for each, handler in before.items():
             signal.signal(each, handler)
 
@@ -1149,9 +1152,10 @@ def script() -> NoReturn:
         status = main()
     except SystemExit as told:  # the help or the version
         status = int(told.code or 0)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, OSError, ValueError):
-            stream.flush()
+    if status < 128:  # what a signal stopped has been told, or nobody reads it
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError, ValueError):
+                stream.flush()
     os._exit(status)
 
 
