@@ -746,13 +746,10 @@ class Report:
             return f"named {shorten(str(phone.record.get('name')), 40)}"
         if tag is None:
             return "not tagged yet"
-        ago = f"tagged {age(tag, now)} {'ago' if tag <= now else 'ahead'}"
-        if phone.verdict is Verdict.UNTAG:
-            return f"{ago}, set up since"
-        if phone.verdict is Verdict.STAMP:
-            return f"{ago}, in use since"
-        if phone.verdict is Verdict.DELETE:
-            return ago
+        if phone.verdict is not Verdict.WAIT:
+            since = {Verdict.UNTAG: ", set up since", Verdict.STAMP: ", in use since"}
+            ago = f"tagged {age(tag, now)} {'ago' if tag <= now else 'ahead'}"
+            return ago + since.get(phone.verdict, "")
         if tag > now:
             return "its tag is in the future"
         end = tag + self.settings.grace_period * 60
