@@ -752,8 +752,12 @@ class Report:
             return ago + since.get(phone.verdict, "")
         if tag > now:
             return "its tag is in the future"
+        try:
+            read_last_seen(phone.record)
+        except (ValueError, OverflowError):
+            return "its last_seen is unreadable"
         end = tag + self.settings.grace_period * 60
-        return f"{age(now, end)} left" if end > now else "its last_seen is unreadable"
+        return f"{age(now, max(now, end))} left"  # it may be due since the walk
 
     def question(self, phone: Found, now: int) -> str:
         """Ask what to do with a phone, with all that one needs to know to answer."""
