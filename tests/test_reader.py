@@ -1,0 +1,67 @@
+"""What a reader of the program found: mixed-up answers, unread output, late tables."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+
+import pytest
+
+import duo_phone_cleanup
+from tests.conftest import HOUR, MINUTE, NOW, Run, start
+from tests.tenant import Tenant
+
+
+def test_an_answer_about_another_phone_vouches_for_none(
+    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duo_phone_cleanup, "PAUSE", 0)
+    ann = tenant.add_phone("ann", name=str(NOW - HOUR))
+    bob = tenant.add_phone("bob", name=str(NOW - HOUR))
+    other = {**(tenant.phone(ann) or {}), "users": []}
+    tenant.fail("answer", response=other, method="GET", path=bob, times=None)
+    assert run().status == 1
+    assert tenant.phone(ann) is None
+    assert tenant.phone(bob)
+
+
+@pytest.mark.parametrize("argv", [["--json", "-v"], ["--dry-run"], ["-vv"]], ids=str)
+def test_a_signal_while_nobody_reads_the_output(
+    tenant: Tenant, argv: list[str]
+) -> None:
+    for number in range(900):  # more than a pipe holds
+        tenant.add_phone(f"user-{number}", name="pinned by a person, for good" * 2)
+    with start(tenant, *argv, bufsize=0) as child:
+        try:
+            stream = child.stderr if argv == ["-vv"] else child.stdout
+            assert stream
+            assert stream.read(1)  # it writes; give it the time to fill the pipe
+            time.sleep(0.5)
+            began = time.monotonic()
+            child.send_signal(signal.SIGTERM)
+            assert child.wait(timeout=5) == 143
+            assert time.monotonic() - began < 1.5
+        except subprocess.TimeoutExpired:
+            pytest.fail("the run goes on")
+        finally:
+            child.kill()
+
+
+@pytest.mark.parametrize(
+    ("last_seen", "left"),
+    [(None, "wait: 0 seconds left"), ("soon", "wait: its last_seen is unreadable")],
+)
+def test_a_phone_that_is_due_when_the_table_is_told(
+    tenant: Tenant,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    last_seen: str | None,
+    left: str,
+) -> None:
+    tenant.add_phone("ann", name=str(NOW - 9 * MINUTE), last_seen=last_seen)
+    for name, value in tenant.environment().items():
+        monkeypatch.setenv(name, value)
+    times = iter([NOW])
+    assert duo_phone_cleanup.main(["-n"], lambda: next(times, NOW + HOUR)) == 0
+    assert left in capsys.readouterr().out
