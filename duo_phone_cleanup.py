@@ -375,7 +375,10 @@ def in_thread(function: Callable[[], T]) -> Callable[[], T]:
                     raise result
                 return result
 
-    threading.Thread(target=work, daemon=True).start()
+    try:
+        threading.Thread(target=work, daemon=True).start()
+    except RuntimeError as error:  # of threads, too, a machine has only so many
+        raise Failure(f"no request can be made: {error}", fatal=True) from None
     return wait
 
 
@@ -661,6 +664,10 @@ class Report:
         """Write a line to the log: at level 1 with -v or a terminal, at 2 with -vv."""
         if level <= max(self.settings.verbose, self.terminal):
             self.show(time.strftime("%Y-%m-%d %H:%M:%S ") + text, "\n")
+
+    def debug(self, text: str) -> None:
+        """Write a line to the log if every step is to be told."""
+        self.log(text, 2)
 
     def event(self, event: str, phone: Found | None = None, **details: Any) -> None:
         """Count an event and tell it, to the journal first. Raises OutputError."""
@@ -973,13 +980,16 @@ def find_proxy(
     url = urllib.request.getproxies().get("https")
     if not url or urllib.request.proxy_bypass(f"{host}:{port or 443}"):
         return None
-    match = re.fullmatch("(?:http://)?(?:([^/]+)@)?([^/@]+)/?", url)
-    if not match:
+    pattern = (
+        r"(?:http://)?(?:([^/]+)@)?([^][/@:\s]+|\[[0-9a-f:.]+])(?::([0-9]{1,5}))?/?"
+    )
+    match = re.fullmatch(pattern, url)
+    if not match or not 0 < int(match[3] or 80) < 65536:
         raise ValueError("expected http://[USER:PASSWORD@]HOST[:PORT]")
-    login, (proxy_host, proxy_port) = match[1] or "", to_host(match[2])
+    login = match[1] or ""
     basic = base64.b64encode(urllib.parse.unquote_to_bytes(login)).decode()
     headers = {"Proxy-Authorization": f"Basic {basic}"} if login else {}
-    return proxy_host, proxy_port or 80, headers
+    return match[2].strip("[]"), int(match[3] or 80), headers
 
 
 OPTIONS: dict[str, tuple[str, Callable[[str], Any], Any]] = {
@@ -1041,6 +1051,9 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
     end = arguments.index("--")
     namespace, users = Parser().parse_known_args(arguments[:end])
     unknown = [each for each in users if each.startswith("-")]
+    # Nor -skey for --skey, of which argparse makes -s key and a user.
+    single = {label(name).split()[0][1:] for name in OPTIONS}
+    unknown += [each for each in arguments[:end] if each.partition("=")[0] in single]
     if unknown:  # not by its name: it may be a mistyped --skey=...
         place = [*argv, unknown[0]].index(unknown[0]) + 1
         which = f"argument {place}" if place <= len(argv) else "an argument"
@@ -1112,6 +1125,29 @@ def stopped_by_signals() -> Iterator[None]:
             signal.signal(each, handler)
 
 
+def execute(argv: Sequence[str], clock: Callable[[], float]) -> int:
+    """Do what main() does, with signals that raise Stopped; it may come out of here."""
+    try:
+        settings = read_settings(argv, os.environ)
+    except UsageError as error:
+        with contextlib.suppress(AttributeError, OSError):
+            sys.stderr.write(f"duo_phone_cleanup: error: {error} (see --help)\n")
+        return 2
+    report = Report(settings, clock)
+    if settings.skey_exposed:
+        report.log(f"warning: others can read the file of {label('skey_file')}")
+    with contextlib.closing(DuoAdmin(settings, report.debug)) as duo:
+        try:
+            Run(settings, report, duo)()
+        except OutputError as error:
+            report.stop(str(error))
+        except Stopped as stopped:
+            number = stopped.args[0]
+            report.stop(f"stopped by {signal.Signals(number).name}", 128 + number)
+        report.summarise(duo.requests)
+    return report.status
+
+
 def main(
     argv: Sequence[str] | None = None, clock: Callable[[], float] = time.time
 ) -> int:
@@ -1119,45 +1155,27 @@ def main(
 
     Raises SystemExit after --help and --version.
     """
-    try:
-        settings = read_settings(sys.argv[1:] if argv is None else argv, os.environ)
-    except UsageError as error:
-        with contextlib.suppress(AttributeError, OSError):
-            sys.stderr.write(f"duo_phone_cleanup: error: {error} (see --help)\n")
-        return 2
-    report = Report(settings, clock)
-    duo = DuoAdmin(settings, lambda text: report.log(text, 2))
-    if settings.skey_exposed:
-        report.log(f"warning: others can read the file of {label('skey_file')}")
-    try:
-        with stopped_by_signals(), contextlib.closing(duo):
-            try:
-                Run(settings, report, duo)()
-            except OutputError as error:
-                report.stop(str(error))
-            except Stopped as stopped:
-                number = stopped.args[0]
-                report.stop(f"stopped by {signal.Signals(number).name}", 128 + number)
-            report.summarise(duo.requests)
-    except Stopped as stopped:  # while the summary was being told
-        return 128 + int(stopped.args[0])
-    return report.status
+    with stopped_by_signals():
+        try:
+            return execute(sys.argv[1:] if argv is None else argv, clock)
+        except Stopped as stopped:  # before the run, or while its summary was told
+            return 128 + int(stopped.args[0])
 
 
 def script() -> NoReturn:
     """Run as a process: no signal, thread or stream keeps it from its exit status."""
-    for each in SIGNALS:
-        if signal.getsignal(each) is not signal.SIG_IGN:
-            signal.signal(each, lambda number, _: os._exit(128 + number))
-    try:
-        status = main()
-    except SystemExit as told:  # the help or the version
-        status = int(told.code or 0)
-    if status < 128:  # what a signal stopped has been told, or nobody reads it
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(AttributeError, OSError, ValueError):
-                stream.flush()
-    os._exit(status)
+    with stopped_by_signals():  # to the very end of the process
+        try:
+            try:
+                status = execute(sys.argv[1:], time.time)
+            except SystemExit as told:  # the help or the version
+                status = int(told.code or 0)
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(AttributeError, OSError, ValueError):
+                    stream.flush()
+        except Stopped as stopped:
+            status = 128 + int(stopped.args[0])
+        os._exit(status)
 
 
 if __name__ == "__main__":

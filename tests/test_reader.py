@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import signal
+import struct
 import subprocess
+import termios
+import threading
 import time
+from typing import IO
 
 import pytest
 
@@ -26,6 +31,12 @@ def test_an_answer_about_another_phone_vouches_for_none(
     assert tenant.phone(bob)
 
 
+def waiting(stream: IO[str]) -> int:
+    """Give the number of bytes that a pipe holds."""
+    (count,) = struct.unpack("i", fcntl.ioctl(stream, termios.FIONREAD, bytes(4)))
+    return int(count)
+
+
 @pytest.mark.parametrize("argv", [["--json", "-v"], ["--dry-run"], ["-vv"]], ids=str)
 def test_a_signal_while_nobody_reads_the_output(
     tenant: Tenant, argv: list[str]
@@ -36,8 +47,8 @@ def test_a_signal_while_nobody_reads_the_output(
         try:
             stream = child.stderr if argv == ["-vv"] else child.stdout
             assert stream
-            assert stream.read(1)  # it writes; give it the time to fill the pipe
-            time.sleep(0.5)
+            while waiting(stream) < 60_000:  # a pipe holds 64 KiB
+                time.sleep(0.01)
             began = time.monotonic()
             child.send_signal(signal.SIGTERM)
             assert child.wait(timeout=5) == 143
@@ -65,3 +76,15 @@ def test_a_phone_that_is_due_when_the_table_is_told(
     times = iter([NOW])
     assert duo_phone_cleanup.main(["-n"], lambda: next(times, NOW + HOUR)) == 0
     assert left in capsys.readouterr().out
+
+
+def test_a_machine_that_has_no_more_threads(tenant: Tenant, run: Run) -> None:
+    tenant.add_phone("ann")
+    before = threading.stack_size(1 << 46)  # more than any address space has
+    try:
+        result = run("-v")
+    finally:
+        threading.stack_size(before)
+    assert result.status == 1
+    assert "failed: no request can be made: can't start new thread" in result.err
+    assert len(result.err.splitlines()) == 2

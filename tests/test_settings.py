@@ -395,6 +395,7 @@ def test_a_bad_proxy_is_a_usage_error(tenant: Tenant, run: Runs, proxy: str) -> 
         *([f"--skye={TOKEN}"], [f"--skye {TOKEN}"], ["--skye", TOKEN]),
         *([f"--sk={TOKEN}"], ["--sk", TOKEN], [f"--no-skey={TOKEN}"]),
         *([f"-skey={TOKEN}", f"--{TOKEN}"], [f"--skey{TOKEN}"], [f"--{TOKEN}"]),
+        *(["-skey", TOKEN, "-vv"], ["-skey-file", TOKEN], [f"-skey={TOKEN}", "-vv"]),
         *([f"-k{TOKEN}"], [f"-k={TOKEN}"], [f"-k {TOKEN}"], ["-k", TOKEN]),
         *([f"-v{TOKEN}"], [f"-vv{TOKEN}"], [f"-nk{TOKEN}"], [f"-{TOKEN}"]),
         *([f"--json={TOKEN}"], [f"--json {TOKEN}"], [f"--no-json={TOKEN}"]),

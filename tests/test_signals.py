@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -236,3 +237,17 @@ def test_main_leaves_the_handlers_as_they_were(
     assert caught == []
     usual = {(): 0, ("--no-such-option",): 2, ("nobody",): 1}[argv]
     assert result.status == (128 + number if number and tenant.requests else usual)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_before_the_run(tenant: Tenant, tmp_path: Path, number: Number) -> None:
+    """While the settings are read: here the key, from a pipe that nobody writes to."""
+    pipe = tmp_path / "key"
+    os.mkfifo(pipe)
+    with running(tenant, "--skey-file", str(pipe)) as child:
+        writer = os.open(pipe, os.O_WRONLY)  # waits until the run reads
+        child.send_signal(number)
+        out, err = child.communicate(timeout=10)
+        os.close(writer)
+    assert (child.returncode, out, err) == (128 + number, "", "")
+    assert tenant.requests == []
