@@ -59,7 +59,8 @@ NAMES = (
     *("１７００００００００", "١٧٠٠٠٠٠٠٠٠", "DO NOT DELETE 1700000000"),  # noqa: RUF001
 )
 GARBLED: list[Any] = ["yesterday", "2025-13-01", [], True, 1.5]
-ANSWERS: list[Any] = [None, {}, [], [1], "x", [{"phones": [None, {}]}]]
+OTHER = {"phone_id": "DPX", "platform": GENERIC[0], "name": ""}
+ANSWERS: list[Any] = [None, {}, [1], "x", [{"phones": [None, {}]}], *[OTHER] * 3]
 
 
 class Killed(BaseException):
@@ -643,6 +644,8 @@ class Year:
                 done = {would: deed for deed, would in DEEDS.items()}
                 did = {key: done.get(what, what) for key, what in outcomes.items()}
             self.check(did == expected, f"{about}: did {did}, not {expected}")
+            right = told["unknown_user"] == attempt.names.count("nobody")
+            self.check(right, f"{about}: not all unknown users: {told}")
             right = summary.get("requests") == attempt.requests
             self.check(right, f"{about}: {attempt.requests} requests, not {summary}")
 
