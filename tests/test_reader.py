@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import threading
 import time
@@ -88,3 +90,24 @@ def test_a_machine_that_has_no_more_threads(tenant: Tenant, run: Run) -> None:
     assert result.status == 1
     assert "failed: no request can be made: can't start new thread" in result.err
     assert len(result.err.splitlines()) == 2
+
+
+@pytest.mark.parametrize("lost", ["a closed file", "a terminal that is gone"])
+def test_an_input_that_cannot_be_read_is_the_end_of_the_run(
+    tenant: Tenant,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    lost: str,
+) -> None:
+    phone = tenant.add_phone("ann")
+    for name, value in tenant.environment().items():
+        monkeypatch.setenv(name, value)
+    ours, other_end = os.openpty()
+    with open(ours, encoding="utf-8") as stdin:  # noqa: PTH123
+        os.close(other_end)  # from now on, reading is an OSError
+        monkeypatch.setattr(sys, "stdin", stdin)
+        if lost == "a closed file":
+            stdin.close()
+        assert duo_phone_cleanup.main(["--no-force"]) == 1
+    assert "no answer, the input has ended" in capsys.readouterr().err
+    assert tenant.phones[phone]["name"] == ""
