@@ -17,7 +17,7 @@ import pytest
 
 import duo_phone_cleanup
 from tests.conftest import HOUR, MINUTE, NOW, Run, start
-from tests.tenant import Tenant
+from tests.tenant import Request, Tenant
 
 
 def test_an_answer_about_another_phone_vouches_for_none(
@@ -111,3 +111,19 @@ def test_an_input_that_cannot_be_read_is_the_end_of_the_run(
         assert duo_phone_cleanup.main(["--no-force"]) == 1
     assert "no answer, the input has ended" in capsys.readouterr().err
     assert tenant.phones[phone]["name"] == ""
+
+
+@pytest.mark.parametrize("tag", [NOW - HOUR - 1, NOW - HOUR + 1])
+def test_a_phone_with_another_tag_that_is_due_as_well(
+    tenant: Tenant, run: Run, tag: int
+) -> None:
+    """Another run may have deleted it, and its user begun again: not seen by us."""
+    phone = tenant.add_phone("ann", name=str(NOW - HOUR))
+
+    def tag_afresh(request: Request) -> None:
+        if request.path.endswith(phone):
+            tenant.phones[phone]["name"] = str(tag)
+
+    tenant.on_request(tag_afresh)
+    assert run("--json").kinds == ["changed"]
+    assert tenant.phones[phone]["name"] == str(tag)
