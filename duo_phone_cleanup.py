@@ -214,7 +214,7 @@ def explain(error: Exception) -> Failure:
 class DuoAdmin(duo_client.Admin):
     """The Admin API over kept connections, each wait for the network limited."""
 
-    def __init__(self, settings: Settings, debug: Callable[[str], None]) -> None:
+    def __init__(self, settings: Settings, report: Report) -> None:
         host, port = settings.host
         super().__init__(
             settings.ikey, settings.skey, host, port=port, timeout=settings.timeout
@@ -222,13 +222,11 @@ class DuoAdmin(duo_client.Admin):
         if settings.proxy:
             self.set_proxy(*settings.proxy)
         self._MAX_BACKOFF_WAIT_SECS = 0  # no 429 loop in duo_client: see persist
-        self._tls, self._debug = settings.tls, debug
+        self._tls, self._report = settings.tls, report
         self._idle: list[http.client.HTTPSConnection] = []
+        self._gate = threading.Lock()  # see persist
+        self._pause_ends = 0.0  # monotonic
         self._closed = False
-        self._lock = threading.Lock()
-        self.requests = 0
-        self._gate = threading.Lock()  # held by the thread that waits out a 429
-        self._gate_opened = 0.0  # when such a thread last got through, monotonic
 
     def _connect(self) -> http.client.HTTPSConnection:
         with contextlib.suppress(IndexError):
@@ -262,8 +260,7 @@ class DuoAdmin(duo_client.Admin):
     def _attempt_single_request(
         self, connection: Any, method: str, uri: str, body: Any, headers: Any
     ) -> Any:
-        with self._lock:
-            self.requests += 1
+        self._report.request()
         began, outcome = time.monotonic(), "failed"
         try:
             answer = super()._attempt_single_request(
@@ -277,42 +274,36 @@ class DuoAdmin(duo_client.Admin):
             raise
         finally:
             passed = time.monotonic() - began
-            self._debug(f"{method} {uri}: {outcome} after {passed:.2f} s")
+            self._report.debug(f"{method} {uri}: {outcome} after {passed:.2f} s")
 
     def persist(self, step: Callable[..., T], *about: Any) -> T:
         """Carry out a step, again after a failure that may pass; return its result.
 
         A step reads before it writes, so that no write is repeated without a fresh
-        read. A 429 is waited out by one thread, which then tries first; the others
-        wait at the gate. Raises Failure.
+        read. After a failure all threads pause together; then those that met a 429
+        try one at a time, and the others wait for them. Raises Failure.
         """
-        with self._gate:
-            pass
-        refused, failures = 0.0, 0
-        with contextlib.ExitStack() as stack:
-            while True:
+        failures, refused = 0, 0.0
+        while True:
+            with contextlib.ExitStack() as turn:
+                turn.enter_context(self._gate)
+                time.sleep(max(0.0, self._pause_ends - time.monotonic()))
+                if not refused:
+                    turn.close()
                 try:
-                    result = step(*about)
-                    if refused:
-                        self._gate_opened = time.monotonic()
-                    return result
+                    return step(*about)
                 except ERRORS as error:
-                    failure = explain(error)
-                if failure.status == 429:
-                    if not refused:
-                        refused = time.monotonic()
-                        stack.enter_context(self._gate)
-                        if self._gate_opened > refused:
-                            continue  # another thread has waited it out meanwhile
-                    waited = time.monotonic() - refused
-                    pause, again = PAUSE + waited / 10, waited < PATIENCE
-                else:
-                    failures += 1
-                    pause, again = failures * PAUSE, failure.passing
-                if not again or failures == TRIES:
-                    raise failure
-                self._debug(f"{failure}; trying again")
-                time.sleep(pause * random.uniform(0.7, 1))
+                    failure, now = explain(error), time.monotonic()
+            if failure.status == 429:
+                refused = refused or now
+                pause, again = PAUSE + (now - refused) / 10, now - refused < PATIENCE
+            else:
+                failures += 1
+                pause, again = failures * PAUSE, failure.passing and failures < TRIES
+            if not again:
+                raise failure
+            self._report.debug(f"{failure}; trying again")
+            self._pause_ends = now + pause * random.uniform(0.7, 1)
 
     def pages(self, **criteria: str) -> Iterator[tuple[list[Any], int]]:
         """Yield each page of the user listing, with the length of all, 0 if unknown.
@@ -330,11 +321,8 @@ class DuoAdmin(duo_client.Admin):
                 raise Failure("Duo's answer is not a page of users", passing=True)
             return users, metadata
 
-        def ask(offset: int) -> Callable[[], tuple[list[Any], Record]]:
-            return in_thread(lambda: self.persist(fetch, offset))
-
         offset: int | None = 0
-        asked = {0: ask(0)}
+        asked = {0: in_thread(self.persist, fetch, 0)}
         while offset is not None:
             users, metadata = asked.pop(offset)()
             following = metadata.get("next_offset")
@@ -347,38 +335,35 @@ class DuoAdmin(duo_client.Admin):
                 ahead = range(following, max(length, following + 1), following - offset)
                 for at in ahead[:PAGES_AHEAD]:
                     if at not in asked and len(asked) < PAGES_AHEAD:
-                        asked[at] = ask(at)
+                        asked[at] = in_thread(self.persist, fetch, at)
             yield users, length
             offset = following
 
 
-def in_thread(function: Callable[[], T]) -> Callable[[], T]:
+def in_thread(function: Callable[..., T], *about: Any) -> Callable[..., T]:
     """Call a function in a daemon thread, and return one that waits for its result.
 
-    Not an executor: the end of the process would wait for its threads. Not a Future:
-    a signal may hit its Python code while a lock is in the wrong state.
+    That takes seconds to wait at most, and then raises queue.Empty. Not an executor:
+    the end of the process would wait for its threads.
     """
-    outcome: SimpleQueue[T | Exception] = SimpleQueue()
+    outcome: SimpleQueue[T | BaseException] = SimpleQueue()
 
     def work() -> None:
         try:
-            outcome.put(function())
-        except Exception as error:
+            outcome.put(function(*about))
+        except BaseException as error:
             outcome.put(error)
 
-    def wait() -> T:
-        while True:
-            # Another thread may catch a signal, which then does not wake this one.
-            with contextlib.suppress(Empty):
-                result = outcome.get(timeout=0.2)
-                if isinstance(result, Exception):
-                    raise result
-                return result
+    def wait(timeout: float | None = None) -> T:
+        result = outcome.get(timeout=timeout)
+        if isinstance(result, BaseException):
+            raise result
+        return result
 
     try:
         threading.Thread(target=work, daemon=True).start()
-    except RuntimeError as error:  # of threads, too, a machine has only so many
-        raise Failure(f"no request can be made: {error}", fatal=True) from None
+    except RuntimeError:  # of threads, too, a machine has only so many
+        work()
     return wait
 
 
@@ -586,6 +571,10 @@ class OutputError(Exception):
     """Standard output cannot be written."""
 
 
+class Stopped(Exception):
+    """A signal has come: nothing more is done."""
+
+
 def shorten(text: str, width: int) -> str:
     """Cut a text to one line of at most `width` characters."""
     text = " ".join(text.split())
@@ -627,34 +616,47 @@ def age(since: int, now: int) -> str:
 class Report:
     """Counts what happens and tells it: on stderr, and on stdout what was asked for.
 
-    `status` is the exit status so far.
+    `status` is the exit status so far. Once one of `signals` has come or the end has
+    been told, whatever a thread is about to do raises Stopped.
     """
 
-    def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
-        self.settings, self.clock = settings, clock
+    def __init__(
+        self, settings: Settings, clock: Callable[[], float], signals: Sequence[int]
+    ) -> None:
+        self.settings, self.clock, self.signals = settings, clock, signals
         self.began = time.monotonic()
         self.counts = dict.fromkeys(EVENTS, 0)
-        self.users_seen = self.phones_seen = self.limbo = self.status = 0
-        self.stdout_broken = False
+        self.users_seen = self.phones_seen = self.limbo = self.requests = 0
+        self.status = 0
+        self.stdout_broken = self.ended = False
         self.rehearsed: list[Found] = []  # in a dry run, the rows of its table
         self.terminal = bool(sys.stderr and sys.stderr.isatty())
-        self.width = 0  # of the progress line that is shown
-        self.lock = threading.Lock()
+        self.before = ""  # what to write to stderr before anything else
+        self.lock = threading.RLock()
 
     def now(self) -> int:
         """Return the time in seconds since the epoch."""
         return int(self.clock())
 
-    def show(self, text: str, end: str = "") -> bool:
-        """Write to stderr, over a progress line if there is one; tell if that worked.
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Let one thread at a time act and tell of it. Raises Stopped."""
+        with self.lock:
+            if self.signals or self.ended:
+                raise Stopped
+            yield
 
-        Without an `end`, the text is a progress line itself.
+    def show(self, text: str, end: str = "\n", before: str = "") -> bool:
+        """Write to stderr; tell if that worked.
+
+        `before` goes before what is written next, if that is not an answer.
         """
         with self.lock:
-            over = "\r" + " " * self.width + "\r" if self.width else ""
-            self.width = 0 if end else len(text)
+            if self.ended:
+                return False
+            text, self.before = self.before + escape(text, sys.stderr) + end, before
             try:
-                sys.stderr.write(over + escape(text, sys.stderr) + end)
+                sys.stderr.write(text)
                 sys.stderr.flush()
             except (AttributeError, OSError, ValueError):  # none, broken, closed
                 return False
@@ -663,15 +665,22 @@ class Report:
     def log(self, text: str, level: int = 0) -> None:
         """Write a line to the log: at level 1 with -v or a terminal, at 2 with -vv."""
         if level <= max(self.settings.verbose, self.terminal):
-            self.show(time.strftime("%Y-%m-%d %H:%M:%S ") + text, "\n")
+            self.show(time.strftime("%Y-%m-%d %H:%M:%S ") + text)
 
     def debug(self, text: str) -> None:
         """Write a line to the log if every step is to be told."""
         self.log(text, 2)
 
+    def request(self) -> None:
+        """Count a request that is about to be sent. Raises Stopped."""
+        with self.turn():
+            self.requests += 1
+
     def event(self, event: str, phone: Found | None = None, **details: Any) -> None:
-        """Count an event and tell it, to the journal first. Raises OutputError."""
-        self.counts[event] += 1
+        """Count an event and tell it, to the journal first.
+
+        Raises OutputError and Stopped.
+        """
         about: Record = {}
         if phone:
             tag = read_tag(phone.record)
@@ -684,12 +693,14 @@ class Report:
             if event in REHEARSED:
                 self.rehearsed.append(phone)
         verbose = self.settings.verbose or self.settings.dry_run
-        if verbose or event not in ("waiting", "named"):
-            self.journal(event, **about, **details)
         told = [event.replace("_", " "), phone, *details.values()]
-        self.log(": ".join(str(each) for each in told if each), EVENTS[event])
-        if event in LOUD:
-            self.status = 1
+        with self.turn():
+            self.counts[event] += 1
+            if verbose or event not in ("waiting", "named"):
+                self.journal(event, **about, **details)
+            self.log(": ".join(str(each) for each in told if each), EVENTS[event])
+            if event in LOUD:
+                self.status = 1
 
     def fail(self, error: str, phone: Found | None = None) -> None:
         """Tell what went wrong, with one phone or without. Raises OutputError."""
@@ -705,8 +716,8 @@ class Report:
         """Write a line to stdout, now. Raises OutputError, once."""
         if self.stdout_broken:
             return
-        if self.width:
-            self.show("")
+        if self.before:
+            self.show("", "")
         try:
             if not sys.stdout:
                 raise OSError("it is closed")
@@ -720,22 +731,20 @@ class Report:
         """Show on a terminal how far a walk of more than a second has come."""
         if self.terminal and time.monotonic() - self.began > 1:
             of = f" of {length}" if length else ""
-            self.show(f"{self.users_seen}{of} users")
+            text = f"{self.users_seen}{of} users"
+            self.show(text, "", "\r" + " " * len(text) + "\r")
 
     def ask(self, question: str) -> str:
         """Ask on stderr and return y, n, a or q; the end of the input is a failed q."""
         while True:
             answer = ""
-            try:
-                if sys.stdin and self.show(f"{question} [y/n/a/q]", " "):
+            if self.show(f"{question} [y/n/a/q]", " ", "\n"):
+                # No standard input, a lost terminal, a closed file:
+                with contextlib.suppress(AttributeError, OSError, ValueError):
                     answer = sys.stdin.buffer.readline().decode(errors="replace")
+                    self.before = ""
                     if not answer or not sys.stdin.isatty():  # nobody pressed Enter
-                        self.show(shorten(answer, 40), "\n")
-            except (OSError, ValueError):  # a lost terminal, a closed file
-                pass
-            except Stopped:
-                self.show("", "\n")
-                raise
+                        self.show(shorten(answer, 40))
             if not answer:
                 self.fail("no answer, the input has ended: nothing more is written")
                 return "q"
@@ -790,19 +799,30 @@ class Report:
             cells = (cell.ljust(width) for cell, width in zip(row, widths))
             self.write("  ".join(cells).rstrip())
 
-    def stop(self, text: str, status: int = 1) -> None:
-        """Tell why the run ends here, with what exit status."""
-        self.log(text)
+    def end(self) -> None:
+        """Tell the summary, once, and before it which signal was the end of the run."""
+        with self.lock:
+            if self.ended:
+                return
+            if self.signals:
+                number = self.signals[0]
+                self.stop(f"stopped by {signal.Signals(number).name}", 128 + number)
+            self.summarise()
+            self.ended = True
+
+    def stop(self, why: str, status: int = 1) -> None:
+        """Say why the run ends here, with what exit status."""
+        self.log(why)
         self.status = max(self.status, status)
 
-    def summarise(self, requests: int) -> None:
+    def summarise(self) -> None:
         """Say in one line, and in a JSON line, what the run saw and did."""
         facts = {
             "users_seen": self.users_seen,
             "phones_seen": self.phones_seen,
             "limbo": self.limbo,
             **self.counts,
-            "requests": requests,
+            "requests": self.requests,
             "seconds": round(time.monotonic() - self.began, 1),
             "exit_status": self.status,
         }
@@ -1098,54 +1118,53 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
-class Stopped(BaseException):
-    """A signal came; its number is the argument."""
-
-
-@contextlib.contextmanager
-def stopped_by_signals() -> Iterator[None]:
-    """Raise Stopped at the first signal, and pass over later ones."""
-
-    def stop(number: int, _frame: object) -> NoReturn:
-        for each in SIGNALS:  # SIG_IGN would be a race with signals that are under way
-            signal.signal(each, lambda *_: None)
-        signal.signal(signal.SIGALRM, lambda *_: os._exit(128 + number))
-        signal.setitimer(signal.ITIMER_REAL, 0.9)  # where nobody reads the summary
-        raise Stopped(number)
-
-    before = {each: signal.getsignal(each) for each in (*SIGNALS, signal.SIGALRM)}
-    try:
-        for each in SIGNALS:
-            if before[each] is not signal.SIG_IGN:  # as nohup sets it
-                signal.signal(each, stop)
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
-def execute(argv: Sequence[str], clock: Callable[[], float]) -> int:
-    """Do what main() does, with signals that raise Stopped; it may come out of here."""
+def execute(
+    argv: Sequence[str],
+    clock: Callable[[], float],
+    signals: Sequence[int],
+    reports: list[Report],
+) -> int:
+    """Do what main() does, with a report for others to end. Raises Stopped."""
     try:
         settings = read_settings(argv, os.environ)
     except UsageError as error:
         with contextlib.suppress(AttributeError, OSError):
             sys.stderr.write(f"duo_phone_cleanup: error: {error} (see --help)\n")
         return 2
-    report = Report(settings, clock)
+    report = Report(settings, clock, signals)
+    reports.append(report)
     if settings.skey_exposed:
         report.log(f"warning: others can read the file of {label('skey_file')}")
-    with contextlib.closing(DuoAdmin(settings, report.debug)) as duo:
+    with contextlib.closing(DuoAdmin(settings, report)) as duo:
         try:
             Run(settings, report, duo)()
         except OutputError as error:
             report.stop(str(error))
-        except Stopped as stopped:
-            number = stopped.args[0]
-            report.stop(f"stopped by {signal.Signals(number).name}", 128 + number)
-        report.summarise(duo.requests)
+    report.end()
     return report.status
+
+
+def supervise(argv: Sequence[str], clock: Callable[[], float]) -> int:
+    """Do what main() does, and leave the signal handlers in place.
+
+    The work is done in another thread, so that no signal hits code which is not made
+    for that, and none has to wait for a silent server or for a reader of the output.
+    """
+    signals: list[int] = []
+    reports: list[Report] = []
+    for each in SIGNALS:
+        if signal.getsignal(each) is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(each, lambda number, _: signals.append(number))
+    status = in_thread(execute, argv, clock, signals, reports)
+    while not signals:
+        with contextlib.suppress(Empty, Stopped):
+            return status(0.1)
+    for report in reports:  # none while the settings are read
+        with contextlib.suppress(Empty):
+            in_thread(report.end)(0.8)
+        if report.ended:
+            return report.status
+    return 128 + signals[0]
 
 
 def main(
@@ -1155,27 +1174,23 @@ def main(
 
     Raises SystemExit after --help and --version.
     """
-    with stopped_by_signals():
-        try:
-            return execute(sys.argv[1:] if argv is None else argv, clock)
-        except Stopped as stopped:  # before the run, or while its summary was told
-            return 128 + int(stopped.args[0])
+    before = {each: signal.getsignal(each) for each in SIGNALS}
+    try:
+        return supervise(sys.argv[1:] if argv is None else argv, clock)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def script() -> NoReturn:
     """Run as a process: no signal, thread or stream keeps it from its exit status."""
-    with stopped_by_signals():  # to the very end of the process
-        try:
-            try:
-                status = execute(sys.argv[1:], time.time)
-            except SystemExit as told:  # the help or the version
-                status = int(told.code or 0)
-            for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(AttributeError, OSError, ValueError):
-                    stream.flush()
-        except Stopped as stopped:
-            status = 128 + int(stopped.args[0])
-        os._exit(status)
+    try:
+        status = supervise(sys.argv[1:], time.time)
+    except SystemExit:  # after --help and --version
+        status = 0
+    with contextlib.suppress(AttributeError, OSError):
+        sys.stdout.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":
