@@ -260,9 +260,9 @@ class DuoAdmin(duo_client.Admin):
     def _attempt_single_request(
         self, connection: Any, method: str, uri: str, body: Any, headers: Any
     ) -> Any:
-        self._report.request()
         began, outcome = time.monotonic(), "failed"
         try:
+            self._report.request()
             answer = super()._attempt_single_request(
                 connection, method, uri, body, headers
             )
@@ -274,7 +274,7 @@ class DuoAdmin(duo_client.Admin):
             raise
         finally:
             passed = time.monotonic() - began
-            self._report.debug(f"{method} {uri}: {outcome} after {passed:.2f} s")
+            self._report.log(f"{method} {uri}: {outcome} after {passed:.2f} s", 2)
 
     def persist(self, step: Callable[..., T], *about: Any) -> T:
         """Carry out a step, again after a failure that may pass; return its result.
@@ -302,7 +302,7 @@ class DuoAdmin(duo_client.Admin):
                 pause, again = failures * PAUSE, failure.passing and failures < TRIES
             if not again:
                 raise failure
-            self._report.debug(f"{failure}; trying again")
+            self._report.log(f"{failure}; trying again", 2)
             self._pause_ends = now + pause * random.uniform(0.7, 1)
 
     def pages(self, **criteria: str) -> Iterator[tuple[list[Any], int]]:
@@ -572,7 +572,7 @@ class OutputError(Exception):
 
 
 class Stopped(Exception):
-    """A signal has come: nothing more is done."""
+    """A signal has come, or the run is over: nothing more is done."""
 
 
 def shorten(text: str, width: int) -> str:
@@ -616,8 +616,8 @@ def age(since: int, now: int) -> str:
 class Report:
     """Counts what happens and tells it: on stderr, and on stdout what was asked for.
 
-    `status` is the exit status so far. Once one of `signals` has come or the end has
-    been told, whatever a thread is about to do raises Stopped.
+    `status` is the exit status so far. Once one of `signals` has come, no thread sends
+    another request; once the end has been told, none tells anything more.
     """
 
     def __init__(
@@ -638,13 +638,12 @@ class Report:
         """Return the time in seconds since the epoch."""
         return int(self.clock())
 
-    @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
-        """Let one thread at a time act and tell of it. Raises Stopped."""
+    def request(self) -> None:
+        """Count a request that is about to be sent. Raises Stopped."""
         with self.lock:
             if self.signals or self.ended:
                 raise Stopped
-            yield
+            self.requests += 1
 
     def show(self, text: str, end: str = "\n", before: str = "") -> bool:
         """Write to stderr; tell if that worked.
@@ -667,15 +666,6 @@ class Report:
         if level <= max(self.settings.verbose, self.terminal):
             self.show(time.strftime("%Y-%m-%d %H:%M:%S ") + text)
 
-    def debug(self, text: str) -> None:
-        """Write a line to the log if every step is to be told."""
-        self.log(text, 2)
-
-    def request(self) -> None:
-        """Count a request that is about to be sent. Raises Stopped."""
-        with self.turn():
-            self.requests += 1
-
     def event(self, event: str, phone: Found | None = None, **details: Any) -> None:
         """Count an event and tell it, to the journal first.
 
@@ -694,7 +684,9 @@ class Report:
                 self.rehearsed.append(phone)
         verbose = self.settings.verbose or self.settings.dry_run
         told = [event.replace("_", " "), phone, *details.values()]
-        with self.turn():
+        with self.lock:
+            if self.ended:
+                raise Stopped
             self.counts[event] += 1
             if verbose or event not in ("waiting", "named"):
                 self.journal(event, **about, **details)
@@ -742,10 +734,11 @@ class Report:
                 # No standard input, a lost terminal, a closed file:
                 with contextlib.suppress(AttributeError, OSError, ValueError):
                     answer = sys.stdin.buffer.readline().decode(errors="replace")
-                    self.before = ""
+                    self.before = ""  # Enter has ended the line
                     if not answer or not sys.stdin.isatty():  # nobody pressed Enter
                         self.show(shorten(answer, 40))
             if not answer:
+                time.sleep(0.1)  # a lost terminal's SIGHUP may be on its way
                 self.fail("no answer, the input has ended: nothing more is written")
                 return "q"
             answer = answer.strip().lower()
@@ -1039,7 +1032,7 @@ class Parser(argparse.ArgumentParser):
     """The parser of the command line: what is not given there is None."""
 
     def __init__(self) -> None:
-        super().__init__(prog="duo_phone_cleanup", allow_abbrev=False)
+        super().__init__("duo_phone_cleanup", allow_abbrev=False, exit_on_error=False)
         for name, (short, convert, _) in OPTIONS.items():
             flags = [flag for flag in (short, label(name).split()[0]) if flag]
             action: Any = "count" if name == "verbose" else "store"
@@ -1049,17 +1042,13 @@ class Parser(argparse.ArgumentParser):
         version = f"%(prog)s {__version__}"
         self.add_argument("--version", action="version", version=version)
 
-    def print_help(self, file: Any = None) -> None:
-        """Print the help as it is written above, as far as anybody reads it."""
-        with contextlib.suppress(AttributeError, OSError):
-            sys.stdout.write(HELP)
+    def format_help(self) -> str:
+        """Return the help as it is written above."""
+        return HELP
 
-    def error(self, message: str) -> NoReturn:
-        """Raise UsageError, without the value that argparse would repeat."""
-        option = re.findall("--[a-z-]+", message)[0]
-        name = option[2:].replace("-", "_")
-        wrong = "expected a value" if "expected" in message else "takes no value"
-        raise UsageError(f"{label(name) if name in OPTIONS else option}: {wrong}")
+    def _print_message(self, message: str, file: Any = None) -> None:
+        with contextlib.suppress(AttributeError, OSError):  # as from Python 3.12 on
+            super()._print_message(message, file)
 
 
 def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
@@ -1069,7 +1058,14 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
     """
     arguments = [*argv, "--"]
     end = arguments.index("--")
-    namespace, users = Parser().parse_known_args(arguments[:end])
+    try:
+        namespace, users = Parser().parse_known_args(arguments[:end])
+    except argparse.ArgumentError as error:  # its message may repeat the value
+        option = re.findall("--[a-z-]+", str(error.argument_name))[0]
+        name = option[2:].replace("-", "_")
+        wrong = "expected a value" if "expected" in error.message else "takes no value"
+        which = label(name) if name in OPTIONS else option
+        raise UsageError(f"{which}: {wrong}") from None
     unknown = [each for each in users if each.startswith("-")]
     # Nor -skey for --skey, of which argparse makes -s key and a user.
     single = {label(name).split()[0][1:] for name in OPTIONS}

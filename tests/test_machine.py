@@ -124,10 +124,11 @@ def test_runs_as_a_process(tenant: Tenant) -> None:
     assert abs(int(tenant.phones[phone]["name"]) - time.time()) < 60
 
 
-def test_help_that_nobody_reads_is_no_error(tenant: Tenant) -> None:
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_that_nobody_reads_is_no_error(option: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, str(SCRIPT), "--help"]
+    command = [sys.executable, str(SCRIPT), option]
     result = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert (result.returncode, result.stderr) == (0, "")

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -653,7 +654,10 @@ class SignalledStdout(io.StringIO):
 
     def write(self, text: str) -> int:
         if '"summary"' in text:
+            threads = {*threading.enumerate()}
             os.kill(os.getpid(), signal.SIGTERM)
+            while not {*threading.enumerate()} - threads:
+                time.sleep(0.01)  # until another thread is about to tell the end
         return super().write(text)
 
 
@@ -668,3 +672,59 @@ def test_a_signal_while_the_summary_is_told(
     (stamped, summary) = map(json.loads, stdout.getvalue().splitlines())
     assert stamped["event"] == "stamped"
     assert status == summary["exit_status"] == 0
+
+
+@contextlib.contextmanager
+def threads_left_behind() -> Iterator[set[threading.Thread]]:
+    """Give a set that is filled with the threads that are started meanwhile."""
+    before, late = {*threading.enumerate()}, set[threading.Thread]()
+    yield late
+    late |= {*threading.enumerate()} - before
+    assert late
+
+
+def test_no_request_is_told_of_after_the_summary(
+    tenant: Tenant, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pages that were asked for and then not waited for."""
+    let_go = threading.Event()
+
+    def hook(request: Request) -> None:
+        if request.params["offset"] == "300":
+            tenant.wait_for(4)
+            tenant.fail("status", status=400)
+        elif request.params["offset"] != "0":
+            let_go.wait(30)
+
+    tenant.populate(1200)
+    tenant.on_request(hook)
+    with threads_left_behind() as late:
+        result = run("-vv", "--json")
+    assert (result.status, result.summary["requests"]) == (1, 4)
+    let_go.set()
+    for thread in late:
+        thread.join(30)
+    assert [request.status for request in tenant.requests].count(200) == 3
+    assert capsys.readouterr() == ("", "")
+
+
+def test_no_event_is_told_after_the_summary(
+    tenant: Tenant, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A deletion whose answer comes when a signal has ended the run."""
+
+    def hook(request: Request) -> None:
+        if request.method == "DELETE":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    phone = tenant.add_phone("ann", name=STUCK)
+    tenant.on_request(hook)
+    tenant.fail("hang", method="DELETE", before=False)
+    with threads_left_behind() as late:
+        result = run("-vv", "--json")
+    assert (result.status, result.kinds) == (143, ["deleting"])
+    tenant.release()
+    for thread in late:
+        thread.join(30)
+    assert tenant.phone(phone) is None
+    assert capsys.readouterr() == ("", "")
