@@ -1051,8 +1051,8 @@ class Parser(argparse.ArgumentParser):
             super()._print_message(message, file)
 
 
-def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
-    """Return the settings from the command line and the environment.
+def parse(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the options and the users of a command line.
 
     Raises UsageError; SystemExit after --help and --version.
     """
@@ -1077,7 +1077,15 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
     users += arguments[end + 1 : -1]
     if "" in users:
         raise UsageError("user: expected a name, got an empty one")
-    options = vars(namespace)
+    return vars(namespace), users
+
+
+def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
+    """Return the settings from the command line and the environment.
+
+    Raises UsageError; SystemExit after --help and --version.
+    """
+    options, users = parse(argv)
     if options["skey"] is not None or options["skey_file"] is not None:
         environ = {**environ, "DUO_SKEY": "", "DUO_SKEY_FILE": ""}
     values: dict[str, Any] = {"users": users}
