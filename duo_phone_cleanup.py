@@ -738,7 +738,6 @@ class Report:
                     if not answer or not sys.stdin.isatty():  # nobody pressed Enter
                         self.show(shorten(answer, 40))
             if not answer:
-                time.sleep(0.1)  # a lost terminal's SIGHUP may be on its way
                 self.fail("no answer, the input has ended: nothing more is written")
                 return "q"
             answer = answer.strip().lower()
@@ -792,16 +791,15 @@ class Report:
             cells = (cell.ljust(width) for cell, width in zip(row, widths))
             self.write("  ".join(cells).rstrip())
 
-    def end(self) -> None:
-        """Tell the summary, once, and before it which signal was the end of the run."""
+    def end(self) -> int:
+        """Tell the summary and return the exit status."""
         with self.lock:
-            if self.ended:
-                return
             if self.signals:
                 number = self.signals[0]
                 self.stop(f"stopped by {signal.Signals(number).name}", 128 + number)
             self.summarise()
             self.ended = True
+        return self.status
 
     def stop(self, why: str, status: int = 1) -> None:
         """Say why the run ends here, with what exit status."""
@@ -1122,21 +1120,8 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
-def execute(
-    argv: Sequence[str],
-    clock: Callable[[], float],
-    signals: Sequence[int],
-    reports: list[Report],
-) -> int:
-    """Do what main() does, with a report for others to end. Raises Stopped."""
-    try:
-        settings = read_settings(argv, os.environ)
-    except UsageError as error:
-        with contextlib.suppress(AttributeError, OSError):
-            sys.stderr.write(f"duo_phone_cleanup: error: {error} (see --help)\n")
-        return 2
-    report = Report(settings, clock, signals)
-    reports.append(report)
+def execute(settings: Settings, report: Report) -> None:
+    """Carry out a run, up to its summary. Raises Stopped."""
     if settings.skey_exposed:
         report.log(f"warning: others can read the file of {label('skey_file')}")
     with contextlib.closing(DuoAdmin(settings, report)) as duo:
@@ -1144,31 +1129,40 @@ def execute(
             Run(settings, report, duo)()
         except OutputError as error:
             report.stop(str(error))
-    report.end()
-    return report.status
 
 
 def supervise(argv: Sequence[str], clock: Callable[[], float]) -> int:
     """Do what main() does, and leave the signal handlers in place.
 
-    The work is done in another thread, so that no signal hits code which is not made
-    for that, and none has to wait for a silent server or for a reader of the output.
+    The work is done in other threads. So no signal hits code that is not made for it,
+    and none has to wait for a silent server or for a reader of the output.
     """
     signals: list[int] = []
-    reports: list[Report] = []
     for each in SIGNALS:
         if signal.getsignal(each) is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(each, lambda number, _: signals.append(number))
-    status = in_thread(execute, argv, clock, signals, reports)
-    while not signals:
-        with contextlib.suppress(Empty, Stopped):
-            return status(0.1)
-    for report in reports:  # none while the settings are read
-        with contextlib.suppress(Empty):
-            in_thread(report.end)(0.8)
-        if report.ended:
-            return report.status
-    return 128 + signals[0]
+
+    def wait_for(patience: int, function: Callable[..., T], *about: Any) -> T:
+        """Call a function; `patience` is in tenths of a second after a signal."""
+        result = in_thread(function, *about)
+        while patience:
+            with contextlib.suppress(Empty):
+                return result(0.1)
+            patience -= bool(signals)
+        raise Stopped
+
+    try:
+        settings = wait_for(1, read_settings, argv, os.environ)
+        report = Report(settings, clock, signals)
+        with contextlib.suppress(Stopped):
+            wait_for(1, execute, settings, report)
+        return wait_for(7, report.end)
+    except UsageError as error:
+        with contextlib.suppress(AttributeError, OSError):
+            sys.stderr.write(f"duo_phone_cleanup: error: {error} (see --help)\n")
+        return 2
+    except Stopped:
+        return 128 + signals[0]
 
 
 def main(
