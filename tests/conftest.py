@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +22,8 @@ from tests.tenant import Tenant
 SCRIPT = Path(duo_phone_cleanup.__file__).resolve()
 NOW = 1_800_000_000  # what the clock shows in a run, unless told otherwise
 MINUTE, HOUR = 60, 3600
+SIGNALS = signal.SIGHUP, signal.SIGINT, signal.SIGTERM
+Number = signal.Signals
 
 
 @dataclass
@@ -64,6 +68,25 @@ def clean_environment(**variables: str) -> dict[str, str]:
         if not name.startswith("DUO_") and not name.lower().endswith("_proxy")
     }
     return {**kept, **variables}
+
+
+@contextlib.contextmanager
+def handlers(handler: Any, *numbers: Number) -> Iterator[None]:
+    """Set handlers here. A process that is started ignores what is ignored here."""
+    before = {each: signal.signal(each, handler) for each in numbers}
+    try:
+        yield
+    finally:
+        for each, former in before.items():
+            signal.signal(each, former)
+
+
+@pytest.fixture(autouse=True)
+def _as_from_a_shell() -> Iterator[None]:
+    """Let signals reach what the tests start, even if nohup has started the tests."""
+    ignored = [each for each in SIGNALS if signal.getsignal(each) is signal.SIG_IGN]
+    with handlers(signal.SIG_DFL, *ignored):
+        yield
 
 
 @pytest.fixture

@@ -14,30 +14,10 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import HOUR, Result, Run, start
+from tests.conftest import HOUR, SIGNALS, Number, Result, Run, handlers, start
 from tests.tenant import Request, Tenant
 
-HUP, INT, TERM = SIGNALS = signal.SIGHUP, signal.SIGINT, signal.SIGTERM
-Number = signal.Signals
-
-
-@contextlib.contextmanager
-def handlers(handler: Any, *numbers: Number) -> Iterator[None]:
-    """Set handlers here. A process that is started ignores what is ignored here."""
-    before = {each: signal.signal(each, handler) for each in numbers}
-    try:
-        yield
-    finally:
-        for each, former in before.items():
-            signal.signal(each, former)
-
-
-@pytest.fixture(autouse=True)
-def _as_from_a_shell() -> Iterator[None]:
-    """Let signals reach what the tests start, even if nohup has started the tests."""
-    ignored = [each for each in SIGNALS if signal.getsignal(each) is signal.SIG_IGN]
-    with handlers(signal.SIG_DFL, *ignored):
-        yield
+HUP, INT, TERM = SIGNALS
 
 
 @contextlib.contextmanager
