@@ -41,10 +41,9 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple, NoReturn, TextIO, TypeVar
+from typing import Any, Generic, NamedTuple, NoReturn, TextIO, TypeVar
 
-import dateutil  # loads its modules when they are first used, which takes a while
+import dateutil  # its modules load on first use, for which most runs have none
 import duo_client
 
 __version__ = "1.0.0"
@@ -138,7 +137,7 @@ def verdict(phone: Record, now: int, grace_period: int) -> Verdict | None:
 PAGE = 300  # users a page: the most that Duo gives (Admin API, Retrieve Users)
 PAGES_AHEAD = 4  # pages asked for and not yet consumed
 NAMES = 100  # user names in one look-up: the most that Duo takes (username_list)
-TRIES = 3  # at a step that fails in passing
+TRIES = 3  # in all, at a step whose failure may pass
 PAUSE = 1.0  # seconds at most before the second try; later pauses grow
 PATIENCE = 180  # seconds of 429 before giving up; Duo counts requests by the minute
 PHONE_ID = re.compile("[A-Za-z0-9_-]+")  # in a path, where ../ would lead elsewhere
@@ -226,9 +225,11 @@ class DuoAdmin(duo_client.Admin):
         self._idle: list[http.client.HTTPSConnection] = []
         self._gate = threading.Lock()  # see persist
         self._pause_ends = 0.0  # monotonic
+        self._given_up: Failure | None = None  # why the run ends
         self._closed = False
 
     def _connect(self) -> http.client.HTTPSConnection:
+        self._report.request()
         with contextlib.suppress(IndexError):
             return self._idle.pop()
         duo = self.host, self.port or http.client.HTTPS_PORT
@@ -244,7 +245,7 @@ class DuoAdmin(duo_client.Admin):
 
     def _disconnect(self, connection: http.client.HTTPSConnection) -> None:
         self._idle.append(connection)
-        if self._closed:  # a page that nobody waited for any more
+        if self._closed:  # a page that nobody waits for any more
             self._drop_idle()
 
     def _drop_idle(self) -> None:
@@ -262,7 +263,6 @@ class DuoAdmin(duo_client.Admin):
     ) -> Any:
         began, outcome = time.monotonic(), "failed"
         try:
-            self._report.request()
             answer = super()._attempt_single_request(
                 connection, method, uri, body, headers
             )
@@ -288,6 +288,8 @@ class DuoAdmin(duo_client.Admin):
             with contextlib.ExitStack() as turn:
                 turn.enter_context(self._gate)
                 time.sleep(max(0.0, self._pause_ends - time.monotonic()))
+                if self._given_up:
+                    raise self._given_up
                 if not refused:
                     turn.close()
                 try:
@@ -301,16 +303,19 @@ class DuoAdmin(duo_client.Admin):
                 failures += 1
                 pause, again = failures * PAUSE, failure.passing and failures < TRIES
             if not again:
+                if failure.fatal:
+                    self._given_up = failure
                 raise failure
             self._report.log(f"{failure}; trying again", 2)
-            self._pause_ends = now + pause * random.uniform(0.7, 1)
+            ends = now + pause * random.uniform(0.7, 1)
+            self._pause_ends = max(self._pause_ends, ends)
 
     def pages(self, **criteria: str) -> Iterator[tuple[list[Any], int]]:
-        """Yield each page of the user listing, with the length of all, 0 if unknown.
+        """Yield each page of the user listing, with the number of all users, or 0.
 
-        Each page names the offset of the next. As far as the length goes, pages are
-        asked for before they are named, at even distances; one that is then not named
-        is dropped. Raises Failure.
+        Each page names the offset of the next. Until it does, pages are asked for on
+        the guess that all are as long as this one; where one then is not named, its
+        answer is dropped. Raises Failure.
         """
 
         def fetch(offset: int) -> tuple[list[Any], Record]:
@@ -322,9 +327,9 @@ class DuoAdmin(duo_client.Admin):
             return users, metadata
 
         offset: int | None = 0
-        asked = {0: in_thread(self.persist, fetch, 0)}
+        asked = {0: Task(self.persist, fetch, 0)}
         while offset is not None:
-            users, metadata = asked.pop(offset)()
+            users, metadata = asked.pop(offset).result()
             following = metadata.get("next_offset")
             total = metadata.get("total_objects")
             length = total if isinstance(total, int) else 0
@@ -335,36 +340,41 @@ class DuoAdmin(duo_client.Admin):
                 ahead = range(following, max(length, following + 1), following - offset)
                 for at in ahead[:PAGES_AHEAD]:
                     if at not in asked and len(asked) < PAGES_AHEAD:
-                        asked[at] = in_thread(self.persist, fetch, at)
+                        asked[at] = Task(self.persist, fetch, at)
             yield users, length
             offset = following
 
 
-def in_thread(function: Callable[..., T], *about: Any) -> Callable[..., T]:
-    """Call a function in a daemon thread, and return one that waits for its result.
+class Task(Generic[T]):
+    """A call in a daemon thread.
 
-    That takes seconds to wait at most, and then raises queue.Empty. Not an executor:
-    the end of the process would wait for its threads.
+    Not an executor's: the end of the process would wait for it. `done` is no queue: a
+    signal may make SimpleQueue.get() forget its time-out (seen in Python 3.11).
     """
-    outcome: SimpleQueue[T | BaseException] = SimpleQueue()
 
-    def work() -> None:
+    def __init__(self, function: Callable[..., T], *about: Any) -> None:
+        self.function, self.about = function, about
+        self.error: BaseException | None = None
+        self.done = threading.Event()
         try:
-            outcome.put(function(*about))
+            threading.Thread(target=self.run, daemon=True).start()
+        except RuntimeError:  # the machine has no thread left
+            self.run()
+
+    def run(self) -> None:
+        """Make the call."""
+        try:
+            self.value = self.function(*self.about)
         except BaseException as error:
-            outcome.put(error)
+            self.error = error
+        self.done.set()
 
-    def wait(timeout: float | None = None) -> T:
-        result = outcome.get(timeout=timeout)
-        if isinstance(result, BaseException):
-            raise result
-        return result
-
-    try:
-        threading.Thread(target=work, daemon=True).start()
-    except RuntimeError:  # of threads, too, a machine has only so many
-        work()
-    return wait
+    def result(self) -> T:
+        """Wait for the end of the call; return its result, or raise its error."""
+        self.done.wait()
+        if self.error:
+            raise self.error
+        return self.value
 
 
 # ---------------------------------------------------------------------------- the walk
@@ -531,7 +541,7 @@ class Run:
             if isinstance(users, list):
                 names = [user_name(user) for user in users if isinstance(user, dict)]
                 phone.users = names or phone.users
-            if record.get("name") in earlier:
+            if (record.get("name") or "") in earlier:
                 return phone.verdict.done
             if self.judge(record, now) is not phone.verdict:
                 return "changed"
@@ -559,7 +569,7 @@ class Run:
 
 DOINGS = ("stamped", "deleted", "untagged", "declined", "changed", "gone")
 REHEARSED = ("waiting", "named", "would_stamp", "would_delete", "would_untag")
-LOUD = ("failed", "unknown_user")  # events that are exit status 1
+LOUD = ("failed", "unknown_user")  # events that make the exit status 1
 EVENTS = {  # with the level of the log that tells each: see Report.log
     **dict.fromkeys(DOINGS, 1),
     **dict.fromkeys(("deleting", *REHEARSED), 2),
@@ -602,7 +612,7 @@ def iso(seconds: float) -> str:
 
 
 def age(since: int, now: int) -> str:
-    """Say how much time passed between two epochs, in the largest unit: "3 days"."""
+    """Say how far two times, in seconds since the epoch, are apart: "3 days"."""
     passed = dateutil.relativedelta.relativedelta(
         utc(max(since, now)), utc(min(since, now))
     )
@@ -685,8 +695,6 @@ class Report:
         verbose = self.settings.verbose or self.settings.dry_run
         told = [event.replace("_", " "), phone, *details.values()]
         with self.lock:
-            if self.ended:
-                raise Stopped
             self.counts[event] += 1
             if verbose or event not in ("waiting", "named"):
                 self.journal(event, **about, **details)
@@ -705,19 +713,23 @@ class Report:
             self.write(json.dumps(line))
 
     def write(self, line: str) -> None:
-        """Write a line to stdout, now. Raises OutputError, once."""
-        if self.stdout_broken:
-            return
-        if self.before:
-            self.show("", "")
-        try:
-            if not sys.stdout:
-                raise OSError("it is closed")
-            sys.stdout.write(line + "\n")
-            sys.stdout.flush()
-        except (OSError, ValueError) as error:
-            self.stdout_broken = True
-            raise OutputError(f"standard output cannot be written: {error}") from error
+        """Write a line to stdout, now. Raises OutputError, once, and Stopped."""
+        with self.lock:
+            if self.ended:
+                raise Stopped
+            if self.stdout_broken:
+                return
+            if self.before:
+                self.show("", "")
+            try:
+                if not sys.stdout:
+                    raise OSError("it is closed")
+                sys.stdout.write(line + "\n")
+                sys.stdout.flush()
+            except (OSError, ValueError) as error:
+                self.stdout_broken = True
+                why = f"standard output cannot be written: {error}"
+                raise OutputError(why) from error
 
     def progress(self, length: int) -> None:
         """Show on a terminal how far a walk of more than a second has come."""
@@ -730,12 +742,14 @@ class Report:
         """Ask on stderr and return y, n, a or q; the end of the input is a failed q."""
         while True:
             answer = ""
-            if self.show(f"{question} [y/n/a/q]", " ", "\n"):
+            if self.show(f"{question} [y/n/a/q] ", "", "\n"):
                 # No standard input, a lost terminal, a closed file:
                 with contextlib.suppress(AttributeError, OSError, ValueError):
                     answer = sys.stdin.buffer.readline().decode(errors="replace")
-                    self.before = ""  # Enter has ended the line
-                    if not answer or not sys.stdin.isatty():  # nobody pressed Enter
+                    if sys.stdin.isatty() and answer.endswith("\n"):
+                        self.before = ""  # Enter has ended the line
+                    else:
+                        self.before = ""
                         self.show(shorten(answer, 40))
             if not answer:
                 self.fail("no answer, the input has ended: nothing more is written")
@@ -751,7 +765,7 @@ class Report:
         """Say why a phone has its verdict."""
         tag = read_tag(phone.record)
         if phone.verdict is Verdict.NAMED:
-            return f"named {shorten(str(phone.record.get('name')), 40)}"
+            return f"named {shorten(repr(phone.record.get('name')), 40)}"
         if tag is None:
             return "not tagged yet"
         if phone.verdict is not Verdict.WAIT:
@@ -797,7 +811,11 @@ class Report:
             if self.signals:
                 number = self.signals[0]
                 self.stop(f"stopped by {signal.Signals(number).name}", 128 + number)
-            self.summarise()
+            try:
+                self.summarise()
+            except OutputError as error:
+                self.stop(str(error))
+                self.summarise()
             self.ended = True
         return self.status
 
@@ -807,7 +825,7 @@ class Report:
         self.status = max(self.status, status)
 
     def summarise(self) -> None:
-        """Say in one line, and in a JSON line, what the run saw and did."""
+        """Say in one line what the run saw and did. Raises OutputError, once."""
         facts = {
             "users_seen": self.users_seen,
             "phones_seen": self.phones_seen,
@@ -817,11 +835,7 @@ class Report:
             "seconds": round(time.monotonic() - self.began, 1),
             "exit_status": self.status,
         }
-        try:
-            self.journal("summary", **facts)
-        except OutputError as error:
-            self.stop(str(error))
-            facts["exit_status"] = self.status
+        self.journal("summary", **facts)
         words = {"named": "left alone", "limbo": "in limbo"}
         text = ", ".join(
             f"{words.get(fact, fact).replace('_', ' ')} {number}"
@@ -829,9 +843,8 @@ class Report:
             if self.counts.get(fact, 1) and fact != "deleting"
         )
         if self.settings.dry_run and not self.settings.json and not self.stdout_broken:
-            with contextlib.suppress(OutputError):
-                self.write(text)
-                return
+            self.write(text)
+            return
         # A run that failed before it saw anything has said all there is to say.
         loud = self.status > 1 or (self.status and self.users_seen)
         self.log(text, 0 if loud else 1)
@@ -869,7 +882,7 @@ what a run does
                         unless given; Duo's own set-up seems to
                         time out after about 17 minutes
       --max-deletions N delete none if there are more than N to    [DUO_MAX_DELETIONS]
-                        delete; "none" lifts the limit
+                        delete; "none", or not given: no limit
       --untag           make a phone's name blank again if it was  [DUO_UNTAG]
                         set up after it was stamped
 
@@ -884,8 +897,9 @@ output and network
   -h, --help, --version
 
 Each option is also an environment variable, in brackets. An option beats any variable;
-an empty variable counts as not given; DUO_FORCE=no is --no-force, and so on. Each
-switch has its opposite: -f, --force, --no-dry-run, --no-json, --no-untag.
+an empty variable counts as not given; DUO_FORCE=no is --no-force, and so on, and
+DUO_VERBOSE a number. Each switch has its opposite: -f, --force, --no-dry-run,
+--no-json, --no-untag.
 HTTPS_PROXY and NO_PROXY are honoured.
 
 examples
@@ -1071,7 +1085,7 @@ def parse(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     if unknown:  # not by its name: it may be a mistyped --skey=...
         place = [*argv, unknown[0]].index(unknown[0]) + 1
         which = f"argument {place}" if place <= len(argv) else "an argument"
-        raise UsageError(f"{which} is no option of this program")
+        raise UsageError(f"{which} (not shown: it may be a key) is no option")
     users += arguments[end + 1 : -1]
     if "" in users:
         raise UsageError("user: expected a name, got an empty one")
@@ -1144,10 +1158,10 @@ def supervise(argv: Sequence[str], clock: Callable[[], float]) -> int:
 
     def wait_for(patience: int, function: Callable[..., T], *about: Any) -> T:
         """Call a function; `patience` is in tenths of a second after a signal."""
-        result = in_thread(function, *about)
+        task = Task(function, *about)
         while patience:
-            with contextlib.suppress(Empty):
-                return result(0.1)
+            if task.done.wait(0.1):
+                return task.result()
             patience -= bool(signals)
         raise Stopped
 
@@ -1156,7 +1170,7 @@ def supervise(argv: Sequence[str], clock: Callable[[], float]) -> int:
         report = Report(settings, clock, signals)
         with contextlib.suppress(Stopped):
             wait_for(1, execute, settings, report)
-        return wait_for(7, report.end)
+        return wait_for(5, report.end)
     except UsageError as error:
         with contextlib.suppress(AttributeError, OSError):
             sys.stderr.write(f"duo_phone_cleanup: error: {error} (see --help)\n")
@@ -1168,9 +1182,9 @@ def supervise(argv: Sequence[str], clock: Callable[[], float]) -> int:
 def main(
     argv: Sequence[str] | None = None, clock: Callable[[], float] = time.time
 ) -> int:
-    """Run the program and return its exit status; `clock` gives seconds of the epoch.
+    """Run the program and return its exit status.
 
-    Raises SystemExit after --help and --version.
+    `clock` gives seconds since the epoch. Raises SystemExit after --help and --version.
     """
     before = {each: signal.getsignal(each) for each in SIGNALS}
     try:
@@ -1186,8 +1200,8 @@ def script() -> NoReturn:
         status = supervise(sys.argv[1:], time.time)
     except SystemExit:  # after --help and --version
         status = 0
-    with contextlib.suppress(AttributeError, OSError):
-        sys.stdout.flush()
+        with contextlib.suppress(AttributeError, OSError):
+            sys.stdout.flush()
     os._exit(status)
 
 

@@ -61,11 +61,15 @@ class Run(Protocol):
 
 
 def clean_environment(**variables: str) -> dict[str, str]:
-    """Return this process's environment without settings of the program."""
+    """Return this process's environment without settings of the program or of Python's.
+
+    PYTHONUNBUFFERED, for one, hides what may go wrong with buffers.
+    """
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("DUO_") and not name.lower().endswith("_proxy")
+        if not name.startswith(("DUO_", "PYTHON"))
+        and not name.lower().endswith("_proxy")
     }
     return {**kept, **variables}
 

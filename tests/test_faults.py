@@ -245,6 +245,24 @@ def test_a_write_is_not_repeated_on_a_phone_that_has_changed(
     assert [r.method for r in tenant.requests].count(method) == 1
 
 
+@pytest.mark.parametrize("blank", ["", None, MISSING], ids=["empty", "null", "missing"])
+def test_an_untag_whose_answer_was_lost_is_found_done(
+    tenant: Tenant, run: Run, blank: Any
+) -> None:
+    """However Duo then tells that the name is blank."""
+    phone = tenant.phones[tenant.add_phone("ann", name=OLD, **SET_UP)]
+
+    def make_blank(request: Request) -> None:
+        if request.method == "POST":
+            phone["name"] = blank
+            if blank is MISSING:
+                del phone["name"]
+
+    tenant.after_request(make_blank)
+    tenant.fail("reset_after", method="POST")
+    assert run("--json", "--untag").kinds == ["untagged"]
+
+
 @pytest.mark.usefixtures("_real_pauses")
 def test_all_threads_wait_out_a_429_together(tenant: Tenant, run: Run) -> None:
     """Of six pages, three are let through in any second."""

@@ -13,13 +13,14 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dateutil.parser import isoparse
 
+import duo_phone_cleanup
 from tests.conftest import HOUR, MINUTE, NOW, Result, Run, process, start
 from tests.tenant import SKEY, Record, Request, Tenant, cast
 from tests.test_prompts import redirected
@@ -671,6 +672,62 @@ def test_a_signal_while_the_summary_is_told(
     assert status == summary["exit_status"] == 0
 
 
+def finish(threads: Iterable[threading.Thread]) -> None:
+    """Wait for threads that a run has left behind."""
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_no_row_of_a_table_is_told_after_the_summary(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal comes when the table is about to be told."""
+    for name, value in tenant.environment().items():
+        monkeypatch.setenv(name, value)
+    tenant.add_phone("ann")
+    stdout = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stdout)
+    looks = iter([NOW])  # the walk asks for the time, too
+    late: list[threading.Thread] = []
+
+    def clock() -> float:
+        for now in looks:
+            return now
+        if not late:
+            late.append(threading.current_thread())
+            os.kill(os.getpid(), signal.SIGTERM)
+            while "users seen" not in stdout.getvalue():
+                time.sleep(0.01)
+        return NOW
+
+    assert duo_phone_cleanup.main(["--dry-run"], clock) == 143
+    finish(late)
+    (line,) = stdout.getvalue().splitlines()
+    assert "would stamp 1" in line
+
+
+class StdoutThatFills(io.StringIO):
+    """Standard output that takes no more when the totals come."""
+
+    def write(self, text: str) -> int:
+        if "users seen" in text:
+            raise OSError("full")
+        return super().write(text)
+
+
+def test_totals_that_cannot_be_written(
+    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant.add_user("ann")
+    monkeypatch.setattr(sys, "stdout", StdoutThatFills())
+    result = run("--dry-run")
+    error, summary = result.err.splitlines()
+    assert result.status == 1
+    assert "standard output cannot be written: full" in error
+    assert summary.endswith("exit status 1")
+
+
 @contextlib.contextmanager
 def threads_left_behind() -> Iterator[set[threading.Thread]]:
     """Give a set that is filled with the threads that are started meanwhile."""
@@ -699,8 +756,7 @@ def test_no_request_is_told_of_after_the_summary(
         result = run("-vv", "--json")
     assert (result.status, result.summary["requests"]) == (1, 4)
     let_go.set()
-    for thread in late:
-        thread.join(30)
+    finish(late)
     assert [request.status for request in tenant.requests].count(200) == 3
     assert capsys.readouterr() == ("", "")
 
@@ -721,7 +777,6 @@ def test_no_event_is_told_after_the_summary(
         result = run("-vv", "--json")
     assert (result.status, result.kinds) == (143, ["deleting"])
     tenant.release()
-    for thread in late:
-        thread.join(30)
+    finish(late)
     assert tenant.phone(phone) is None
     assert capsys.readouterr() == ("", "")

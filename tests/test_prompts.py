@@ -452,6 +452,19 @@ def test_a_conversation(tenant: Tenant, two: list[str]) -> None:
     assert "deleted" in lines[1]
 
 
+def test_an_answer_without_enter(tenant: Tenant, two: list[str]) -> None:
+    """Ctrl-D sends what has been typed: the second one, nothing."""
+    with at_terminal(tenant) as (terminal, child):
+        terminal.send("n\x04\x04")
+        terminal.expect("2 of 2")
+        terminal.send("y\x04\x04")
+        rest = terminal.read().decode()
+        assert child.wait(20) == 0
+    assert names(tenant, *two) == ["", GONE]
+    assert "deleted" not in rest.splitlines()[0]
+    assert "deleted" in rest.splitlines()[1]
+
+
 def test_a_phone_set_up_while_a_terminal_waits(tenant: Tenant, two: list[str]) -> None:
     with at_terminal(tenant) as (terminal, child):
         terminal.sendline("n")

@@ -392,7 +392,7 @@ def test_the_table_of_a_dry_run(tenant: Tenant, run: Run) -> None:
         "begun": "stamp",
         "stuck": "delete",
         "young": "wait",
-        "named": "leave alone: named Dan's spare",
+        "named": 'leave alone: named "Dan\'s spare"',
         "tablet": "delete",
         "future": "wait",
         "again": "stamp",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pty
+import select
 import signal
 import subprocess
 import time
@@ -40,7 +41,9 @@ def end(child: subprocess.Popen[str], *numbers: Number, terminal: int = -1) -> R
     out, err = child.communicate(timeout=10)
     took = time.monotonic() - began
     if terminal >= 0:
-        err = os.read(terminal, 100_000).decode()
+        err = ""
+        while "requests" not in err and select.select([terminal], [], [], 5)[0]:
+            err += os.read(terminal, 100_000).decode()
     result = Result(child.returncode, out, err)
     assert result.status in [128 + number for number in numbers]
     assert took < 1
@@ -146,6 +149,7 @@ def test_during_a_long_walk(tenant: Tenant) -> None:
         tenant.wait_for(3)
         result = end(child, TERM)
     assert result.summary["users_seen"] < 300 * 12
+    assert result.err.count("GET /") <= len(tenant.requests), "only what was sent"
 
 
 @pytest.mark.parametrize(
