@@ -567,13 +567,13 @@ class Run:
 
 # -------------------------------------------------------------------------- reporting
 
-DOINGS = ("stamped", "deleted", "untagged", "declined", "changed", "gone")
 REHEARSED = ("waiting", "named", "would_stamp", "would_delete", "would_untag")
 LOUD = ("failed", "unknown_user")  # events that make the exit status 1
 EVENTS = {  # with the level of the log that tells each: see Report.log
-    **dict.fromkeys(DOINGS, 1),
-    **dict.fromkeys(("deleting", *REHEARSED), 2),
     **dict.fromkeys(LOUD, 0),
+    **dict.fromkeys(("stamped", "deleted", "untagged"), 1),
+    **dict.fromkeys(("declined", "changed", "gone"), 1),
+    **dict.fromkeys(("deleting", *REHEARSED), 2),
 }
 
 
@@ -638,7 +638,7 @@ class Report:
         self.counts = dict.fromkeys(EVENTS, 0)
         self.users_seen = self.phones_seen = self.limbo = self.requests = 0
         self.status = 0
-        self.stdout_broken = self.ended = False
+        self.ended = False
         self.rehearsed: list[Found] = []  # in a dry run, the rows of its table
         self.terminal = bool(sys.stderr and sys.stderr.isatty())
         self.before = ""  # what to write to stderr before anything else
@@ -717,8 +717,6 @@ class Report:
         with self.lock:
             if self.ended:
                 raise Stopped
-            if self.stdout_broken:
-                return
             if self.before:
                 self.show("", "")
             try:
@@ -727,7 +725,8 @@ class Report:
                 sys.stdout.write(line + "\n")
                 sys.stdout.flush()
             except (OSError, ValueError) as error:
-                self.stdout_broken = True
+                # Nothing more goes there: what is left to tell, the log tells.
+                self.settings = self.settings._replace(json=False, dry_run=False)
                 why = f"standard output cannot be written: {error}"
                 raise OutputError(why) from error
 
@@ -842,7 +841,7 @@ class Report:
             for fact, number in facts.items()
             if self.counts.get(fact, 1) and fact != "deleting"
         )
-        if self.settings.dry_run and not self.settings.json and not self.stdout_broken:
+        if self.settings.dry_run and not self.settings.json:
             self.write(text)
             return
         # A run that failed before it saw anything has said all there is to say.
