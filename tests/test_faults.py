@@ -745,6 +745,18 @@ def test_a_429_that_lasts_is_given_up_by_all_threads(
     assert len(tenant.requests) <= 1 + 4 + 1
 
 
+def test_an_answer_about_another_phone_vouches_for_none(
+    tenant: Tenant, run: Run
+) -> None:
+    ann = tenant.add_phone("ann", name=OLD)
+    bob = tenant.add_phone("bob", name=OLD)
+    other = {**(tenant.phone(ann) or {}), "users": []}
+    tenant.fail("answer", response=other, method="GET", path=bob, times=None)
+    assert run().status == 1
+    assert tenant.phone(ann) is None
+    assert tenant.phone(bob)
+
+
 # Records that are not what they should be
 
 

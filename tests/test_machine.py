@@ -132,3 +132,22 @@ def test_help_that_nobody_reads_is_no_error(option: str) -> None:
     result = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_machine_that_has_no_more_threads(tenant: Tenant) -> None:
+    """A run can do without."""
+    phone = tenant.add_phone("ann")
+    tenant.populate(900)
+    program = (
+        "import threading, duo_phone_cleanup\n"
+        "threading.stack_size(1 << 46)\n"  # more than any address space has
+        "duo_phone_cleanup.script()\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env=clean_environment(**tenant.environment(), PYTHONPATH=str(SCRIPT.parent)),
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert tenant.phones[phone]["name"]

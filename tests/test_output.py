@@ -780,3 +780,22 @@ def test_no_event_is_told_after_the_summary(
     finish(late)
     assert tenant.phone(phone) is None
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("last_seen", "left"),
+    [(None, "wait: 0 seconds left"), ("soon", "wait: its last_seen is unreadable")],
+)
+def test_a_phone_that_is_due_when_the_table_is_told(
+    tenant: Tenant,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    last_seen: str | None,
+    left: str,
+) -> None:
+    tenant.add_phone("ann", name=str(NOW - 9 * MINUTE), last_seen=last_seen)
+    for name, value in tenant.environment().items():
+        monkeypatch.setenv(name, value)
+    times = iter([NOW])
+    assert duo_phone_cleanup.main(["-n"], lambda: next(times, NOW + HOUR)) == 0
+    assert left in capsys.readouterr().out

@@ -222,6 +222,27 @@ def test_with_a_stream_closed_nothing_is_written(tenant: Tenant, streams: str) -
     assert writes(tenant) == []
 
 
+@pytest.mark.parametrize("lost", ["a closed file", "a terminal that is gone"])
+def test_an_input_that_cannot_be_read_is_the_end_of_the_run(
+    tenant: Tenant,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    lost: str,
+) -> None:
+    phone = tenant.add_phone("ann")
+    for name, value in tenant.environment().items():
+        monkeypatch.setenv(name, value)
+    ours, other_end = os.openpty()
+    with open(ours, encoding="utf-8") as stdin:  # noqa: PTH123
+        os.close(other_end)  # from now on, reading is an OSError
+        monkeypatch.setattr(sys, "stdin", stdin)
+        if lost == "a closed file":
+            stdin.close()
+        assert duo_phone_cleanup.main(["--no-force"]) == 1
+    assert "no answer, the input has ended" in capsys.readouterr().err
+    assert tenant.phones[phone]["name"] == ""
+
+
 # What happens while a prompt is open
 
 

@@ -283,3 +283,19 @@ def test_the_run_after_one_that_was_killed(
     result = run("--json", now=time.time())
     assert (result.status, result.err) == (0, "")
     work.assert_done()
+
+
+@pytest.mark.parametrize("tag", [NOW - HOUR - 1, NOW - HOUR + 1])
+def test_a_phone_with_another_tag_that_is_due_as_well(
+    tenant: Tenant, run: Run, tag: int
+) -> None:
+    """Another run may have deleted it, and its user begun again: not seen by us."""
+    phone = tenant.add_phone("ann", name=str(NOW - HOUR))
+
+    def tag_afresh(request: Request) -> None:
+        if request.path.endswith(phone):
+            tenant.phones[phone]["name"] = str(tag)
+
+    tenant.on_request(tag_afresh)
+    assert run("--json").kinds == ["changed"]
+    assert tenant.phones[phone]["name"] == str(tag)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pty
 import select
 import signal
+import struct
 import subprocess
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -237,3 +240,31 @@ def test_before_the_run(tenant: Tenant, tmp_path: Path, number: Number) -> None:
         os.close(writer)
     assert (child.returncode, out, err) == (128 + number, "", "")
     assert tenant.requests == []
+
+
+def waiting(stream: IO[str]) -> int:
+    """Give the number of bytes that a pipe holds."""
+    (count,) = struct.unpack("i", fcntl.ioctl(stream, termios.FIONREAD, bytes(4)))
+    return int(count)
+
+
+@pytest.mark.parametrize("argv", [["--json", "-v"], ["--dry-run"], ["-vv"]], ids=str)
+def test_a_signal_while_nobody_reads_the_output(
+    tenant: Tenant, argv: list[str]
+) -> None:
+    for number in range(900):  # more than a pipe holds
+        tenant.add_phone(f"user-{number}", name="pinned by a person, for good" * 2)
+    with start(tenant, *argv, bufsize=0) as child:
+        try:
+            stream = child.stderr if argv == ["-vv"] else child.stdout
+            assert stream
+            while waiting(stream) < 60_000:  # a pipe holds 64 KiB
+                time.sleep(0.01)
+            began = time.monotonic()
+            child.send_signal(signal.SIGTERM)
+            assert child.wait(timeout=5) == 143
+            assert time.monotonic() - began < 1.5
+        except subprocess.TimeoutExpired:
+            pytest.fail("the run goes on")
+        finally:
+            child.kill()
