@@ -223,7 +223,7 @@ class DuoAdmin(duo_client.Admin):
         self._MAX_BACKOFF_WAIT_SECS = 0  # no 429 loop in duo_client: see persist
         self._tls, self._report = settings.tls, report
         self._idle: list[http.client.HTTPSConnection] = []
-        self._gate = threading.Lock()  # see persist
+        self._gate = threading.RLock()  # see persist
         self._pause_ends = 0.0  # monotonic
         self._given_up: Failure | None = None  # why the run ends
         self._closed = False
@@ -280,35 +280,38 @@ class DuoAdmin(duo_client.Admin):
         """Carry out a step, again after a failure that may pass; return its result.
 
         A step reads before it writes, so that no write is repeated without a fresh
-        read. After a failure all threads pause together; then those that met a 429
-        try one at a time, and the others wait for them. Raises Failure.
+        read. All threads pause together. A 429 is waited out by one thread, which then
+        tries first; the others wait at the gate. Raises Failure.
         """
+        with self._gate:
+            pass
         failures, refused = 0, 0.0
-        while True:
-            with contextlib.ExitStack() as turn:
-                turn.enter_context(self._gate)
+        with contextlib.ExitStack() as turn:
+            while True:
                 time.sleep(max(0.0, self._pause_ends - time.monotonic()))
                 if self._given_up:
                     raise self._given_up
-                if not refused:
-                    turn.close()
                 try:
                     return step(*about)
                 except ERRORS as error:
                     failure, now = explain(error), time.monotonic()
-            if failure.status == 429:
-                refused = refused or now
-                pause, again = PAUSE + (now - refused) / 10, now - refused < PATIENCE
-            else:
-                failures += 1
-                pause, again = failures * PAUSE, failure.passing and failures < TRIES
-            if not again:
-                if failure.fatal:
-                    self._given_up = failure
-                raise failure
-            self._report.log(f"{failure}; trying again", 2)
-            ends = now + pause * random.uniform(0.7, 1)
-            self._pause_ends = max(self._pause_ends, ends)
+                if failure.status == 429:
+                    refused = refused or now
+                    waited = now - refused
+                    pause, again = PAUSE + waited / 10, waited < PATIENCE
+                else:
+                    failures += 1
+                    pause = failures * PAUSE
+                    again = failure.passing and failures < TRIES
+                if not again:
+                    if failure.fatal:
+                        self._given_up = failure
+                    raise failure
+                self._report.log(f"{failure}; trying again", 2)
+                ends = now + pause * random.uniform(0.7, 1)
+                self._pause_ends = max(self._pause_ends, ends)
+                if refused:
+                    turn.enter_context(self._gate)
 
     def pages(self, **criteria: str) -> Iterator[tuple[list[Any], int]]:
         """Yield each page of the user listing, with the number of all users, or 0.
