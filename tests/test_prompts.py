@@ -114,9 +114,10 @@ def test_all_and_quit(
     ids = [
         tenant.add_phone(who, name=name) for who, name in zip("abc", ["", STUCK, ""])
     ]
-    result = run("--no-force", stdin=answers)
+    result = run("--no-force", "-v", stdin=answers)
     assert (result.status, names(tenant, *ids)) == (0, expected)
     assert len(asked(result.err)) == questions
+    assert ("stopped at the prompt" in result.err) == ("q" in answers.lower())
     changed = [name for name in expected if name not in ("", STUCK)]
     assert len(writes(tenant)) == len(changed)
 
