@@ -225,7 +225,7 @@ class DuoAdmin(duo_client.Admin):
         self._idle: list[http.client.HTTPSConnection] = []
         self._gate = threading.RLock()  # see persist
         self._pause_ends = 0.0  # monotonic
-        self._given_up: Failure | None = None  # why the run ends
+        self._given_up: Failure | None = None  # by one thread, so by all
         self._closed = False
 
     def _connect(self) -> http.client.HTTPSConnection:
@@ -280,8 +280,9 @@ class DuoAdmin(duo_client.Admin):
         """Carry out a step, again after a failure that may pass; return its result.
 
         A step reads before it writes, so that no write is repeated without a fresh
-        read. All threads pause together. A 429 is waited out by one thread, which then
-        tries first; the others wait at the gate. Raises Failure.
+        read. A pause is for all threads that are about to send. A 429 is waited out by
+        one thread, which then tries first; the others wait at the gate, and those that
+        were refused as well go on one by one. Raises Failure.
         """
         with self._gate:
             pass
@@ -318,7 +319,7 @@ class DuoAdmin(duo_client.Admin):
 
         Each page names the offset of the next. Until it does, pages are asked for on
         the guess that all are as long as this one; where one then is not named, its
-        answer is dropped. Raises Failure.
+        users are dropped. Raises Failure.
         """
 
         def fetch(offset: int) -> tuple[list[Any], Record]:
@@ -585,7 +586,7 @@ class OutputError(Exception):
 
 
 class Stopped(Exception):
-    """A signal has come, or the run is over: nothing more is done."""
+    """A signal has come, or the run is over: nothing more is done or waited for."""
 
 
 def shorten(text: str, width: int) -> str:
@@ -661,7 +662,7 @@ class Report:
     def show(self, text: str, end: str = "\n", before: str = "") -> bool:
         """Write to stderr; tell if that worked.
 
-        `before` goes before what is written next, if that is not an answer.
+        `before` goes in front of what is written next, unless Enter has ended the line.
         """
         with self.lock:
             if self.ended:
@@ -682,7 +683,7 @@ class Report:
     def event(self, event: str, phone: Found | None = None, **details: Any) -> None:
         """Count an event and tell it, to the journal first.
 
-        Raises OutputError and Stopped.
+        Raises OutputError, and Stopped where there is a journal.
         """
         about: Record = {}
         if phone:
@@ -819,7 +820,7 @@ class Report:
                 self.stop(str(error))
                 self.summarise()
             self.ended = True
-        return self.status
+            return self.status
 
     def stop(self, why: str, status: int = 1) -> None:
         """Say why the run ends here, with what exit status."""
@@ -1148,7 +1149,7 @@ def execute(settings: Settings, report: Report) -> None:
 
 
 def supervise(argv: Sequence[str], clock: Callable[[], float]) -> int:
-    """Do what main() does, and leave the signal handlers in place.
+    """Do what main() does, but do not restore the signal handlers.
 
     The work is done in other threads. So no signal hits code that is not made for it,
     and none has to wait for a silent server or for a reader of the output.
@@ -1159,7 +1160,7 @@ def supervise(argv: Sequence[str], clock: Callable[[], float]) -> int:
             signal.signal(each, lambda number, _: signals.append(number))
 
     def wait_for(patience: int, function: Callable[..., T], *about: Any) -> T:
-        """Call a function; `patience` is in tenths of a second after a signal."""
+        """Call a function; `patience`: tenths of a second at most after a signal."""
         task = Task(function, *about)
         while patience:
             if task.done.wait(0.1):
@@ -1171,8 +1172,8 @@ def supervise(argv: Sequence[str], clock: Callable[[], float]) -> int:
         settings = wait_for(1, read_settings, argv, os.environ)
         report = Report(settings, clock, signals)
         with contextlib.suppress(Stopped):
-            wait_for(1, execute, settings, report)
-        return wait_for(5, report.end)
+            wait_for(3, execute, settings, report)  # so that an answer is not lost
+        return wait_for(4, report.end)
     except UsageError as error:
         with contextlib.suppress(AttributeError, OSError):
             sys.stderr.write(f"duo_phone_cleanup: error: {error} (see --help)\n")
@@ -1197,7 +1198,7 @@ def main(
 
 
 def script() -> NoReturn:
-    """Run as a process: no signal, thread or stream keeps it from its exit status."""
+    """Run as a process, which ends whatever its threads are still waiting for."""
     try:
         status = supervise(sys.argv[1:], time.time)
     except SystemExit:  # after --help and --version
