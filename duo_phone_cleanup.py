@@ -357,18 +357,18 @@ class Task(Generic[T]):
     """
 
     def __init__(self, function: Callable[..., T], *about: Any) -> None:
-        self.function, self.about = function, about
         self.error: BaseException | None = None
         self.done = threading.Event()
         try:
-            threading.Thread(target=self.run, daemon=True).start()
+            call = (function, *about)
+            threading.Thread(target=self.run, args=call, daemon=True).start()
         except RuntimeError:  # the machine has no thread left
-            self.run()
+            self.run(function, *about)
 
-    def run(self) -> None:
+    def run(self, function: Callable[..., T], *about: Any) -> None:
         """Make the call."""
         try:
-            self.value = self.function(*self.about)
+            self.value = function(*about)
         except BaseException as error:
             self.error = error
         self.done.set()
@@ -749,11 +749,9 @@ class Report:
                 # No standard input, a lost terminal, a closed file:
                 with contextlib.suppress(AttributeError, OSError, ValueError):
                     answer = sys.stdin.buffer.readline().decode(errors="replace")
-                    if sys.stdin.isatty() and answer.endswith("\n"):
-                        self.before = ""  # Enter has ended the line
-                    else:
-                        self.before = ""
-                        self.show(shorten(answer, 40))
+                    self.before = ""
+                    if not (sys.stdin.isatty() and answer.endswith("\n")):
+                        self.show(shorten(answer, 40))  # Enter has not ended the line
             if not answer:
                 self.fail("no answer, the input has ended: nothing more is written")
                 return "q"
