@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,7 +56,11 @@ class Run(Protocol):
     """Calls main() in this process, with the settings of the tenant."""
 
     def __call__(
-        self, *argv: str, now: float = NOW, stdin: str | bytes = "", **variables: str
+        self,
+        *argv: str,
+        now: float | Callable[[], float] = NOW,
+        stdin: str | bytes = "",
+        **variables: str,
     ) -> Result: ...
 
 
@@ -104,11 +108,15 @@ def tenant() -> Iterator[Tenant]:
 def run(
     tenant: Tenant, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:
-    """Run main() in this process; `now` is the time, keywords are variables."""
+    """Run main() in this process; `now` gives the time, keywords are variables."""
 
     def run(
-        *argv: str, now: float = NOW, stdin: str | bytes = "", **variables: str
+        *argv: str,
+        now: float | Callable[[], float] = NOW,
+        stdin: str | bytes = "",
+        **variables: str,
     ) -> Result:
+        clock = now if callable(now) else lambda: now
         environment = clean_environment(**{**tenant.environment(), **variables})
         raw = stdin.encode() if isinstance(stdin, str) else stdin
         with monkeypatch.context() as patch:
@@ -116,7 +124,7 @@ def run(
             patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw), "utf-8"))
             capsys.readouterr()
             try:
-                status = duo_phone_cleanup.main(argv, clock=lambda: now)
+                status = duo_phone_cleanup.main(argv, clock)
             except SystemExit as stopped:  # --help and --version
                 status = int(stopped.code or 0)
         out, err = capsys.readouterr()

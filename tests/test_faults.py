@@ -6,7 +6,6 @@ import base64
 import contextlib
 import datetime
 import itertools
-import os
 import re
 import socket
 import socketserver
@@ -22,7 +21,7 @@ import pytest
 import trustme
 
 import duo_phone_cleanup
-from tests.conftest import HOUR, NOW, Result, Run, clean_environment
+from tests.conftest import HOUR, NOW, Result, Run
 from tests.tenant import MISSING, SKEY, Fault, Request, Tenant
 
 OLD = str(NOW - HOUR)
@@ -193,20 +192,14 @@ def test_three_tries_in_all(
     ],
 )
 def test_faults_one_after_the_other(
-    tenant: Tenant,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    faults: list[Kind],
+    tenant: Tenant, run: Run, faults: list[Kind]
 ) -> None:
     """With a clock that goes on between the tries, so that each stamp differs."""
     tenant.add_phone("ann", phone_id="DP-a")
     tenant.add_phone("bob", phone_id="DP-b", name=OLD)
     set_up = [tenant.fail(kind, **where) for kind, where in faults]
     clock = itertools.count(NOW)
-    environment = clean_environment(**tenant.environment())
-    monkeypatch.setattr(os, "environ", environment)
-    status = duo_phone_cleanup.main(["--json"], clock=lambda: next(clock))
-    result = Result(status, *capsys.readouterr())
+    result = run("--json", now=lambda: next(clock))
     assert (result.status, result.err) == (0, "")
     told = [kind for kind in result.kinds if kind != "deleting"]
     assert told == ["stamped", "deleted"]

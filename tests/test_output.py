@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 from dateutil.parser import isoparse
 
-import duo_phone_cleanup
 from tests.conftest import HOUR, MINUTE, NOW, Result, Run, process, start
 from tests.tenant import SKEY, Record, Request, Tenant, cast
 from tests.test_prompts import redirected
@@ -680,11 +679,9 @@ def finish(threads: Iterable[threading.Thread]) -> None:
 
 
 def test_no_row_of_a_table_is_told_after_the_summary(
-    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A signal comes when the table is about to be told."""
-    for name, value in tenant.environment().items():
-        monkeypatch.setenv(name, value)
     tenant.add_phone("ann")
     stdout = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stdout)
@@ -701,7 +698,7 @@ def test_no_row_of_a_table_is_told_after_the_summary(
                 time.sleep(0.01)
         return NOW
 
-    assert duo_phone_cleanup.main(["--dry-run"], clock) == 143
+    assert run("--dry-run", now=clock).status == 143
     finish(late)
     (line,) = stdout.getvalue().splitlines()
     assert "would stamp 1" in line
@@ -787,15 +784,10 @@ def test_no_event_is_told_after_the_summary(
     [(None, "wait: 0 seconds left"), ("soon", "wait: its last_seen is unreadable")],
 )
 def test_a_phone_that_is_due_when_the_table_is_told(
-    tenant: Tenant,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    last_seen: str | None,
-    left: str,
+    tenant: Tenant, run: Run, last_seen: str | None, left: str
 ) -> None:
     tenant.add_phone("ann", name=str(NOW - 9 * MINUTE), last_seen=last_seen)
-    for name, value in tenant.environment().items():
-        monkeypatch.setenv(name, value)
     times = iter([NOW])
-    assert duo_phone_cleanup.main(["-n"], lambda: next(times, NOW + HOUR)) == 0
-    assert left in capsys.readouterr().out
+    result = run("-n", now=lambda: next(times, NOW + HOUR))
+    assert result.status == 0
+    assert left in result.out

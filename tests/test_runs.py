@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import threading
 import time
@@ -12,8 +11,7 @@ from typing import Any
 
 import pytest
 
-import duo_phone_cleanup
-from tests.conftest import HOUR, MINUTE, NOW, Run, clean_environment
+from tests.conftest import HOUR, MINUTE, NOW, Run
 from tests.tenant import MISSING, Record, Request, Tenant
 
 GONE = "(deleted)"
@@ -539,12 +537,9 @@ def test_a_listing_that_does_not_go_on_ends_the_run(
     assert len(set(offsets(tenant))) == len(offsets(tenant))
 
 
-def test_at_most_four_pages_wait_for_a_slow_reader(
-    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_at_most_four_pages_wait_for_a_slow_reader(tenant: Tenant, run: Run) -> None:
     tenant.add_phone("first")  # the time is asked for it, while its page is read
     tenant.populate(3000)
-    monkeypatch.setattr(os, "environ", clean_environment(**tenant.environment()))
     looked = threading.Event()
 
     def clock() -> float:
@@ -555,7 +550,7 @@ def test_at_most_four_pages_wait_for_a_slow_reader(
                 tenant.wait_for(1 + 5, path="users", timeout=0.2)
         return NOW
 
-    assert duo_phone_cleanup.main([], clock) == 0
+    assert run(now=clock).status == 0
     assert looked.is_set()
     assert sorted(offsets(tenant)) == [*range(0, 3001, 300)]
 
