@@ -21,7 +21,7 @@ ALL_TOOLS = $(VENV)/.all-tools
 all: lint test ## lint and test: what plain make does
 
 demo: $(DEMO_TOOLS) ## see the program at work on a simulated Duo tenant
-	@$(BIN)/python -m tests.demo
+	@$(BIN)/python -m tests.tools.demo
 
 test: $(ALL_TOOLS) ## run the tests; all of them have to cover the whole program
 	$(BIN)/python -m pytest $(strip $(PARALLEL) $(COVERAGE) $(ARGS) $(TESTS))
@@ -36,7 +36,7 @@ format: $(ALL_TOOLS) ## mend style and format, as far as ruff can
 	$(BIN)/ruff format
 
 bench: $(ALL_TOOLS) ## measure the program side by side with the one before it
-	$(BIN)/python -m tests.bench $(ARGS)
+	$(BIN)/python -m tests.tools.bench $(ARGS)
 
 dist: $(ALL_TOOLS) ## build a wheel into dist/, check it, install and run it
 	rm -rf build dist

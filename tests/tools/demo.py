@@ -1,4 +1,4 @@
-"""The program at work on a simulated Duo tenant: ``python -m tests.demo``."""
+"""The program at work on a simulated Duo tenant: ``python -m tests.tools.demo``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.tenant import Tenant, cast
 
-SCRIPT = Path(__file__).parent.parent / "duo_phone_cleanup.py"
+SCRIPT = Path(__file__).parents[2] / "duo_phone_cleanup.py"
 WIDTH = 96
 LATER = 15
 """Minutes between the two runs: more than the grace period of 10."""

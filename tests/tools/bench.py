@@ -1,4 +1,4 @@
-"""The program side by side with the one before it: ``python -m tests.bench``.
+"""The program side by side with the one before it: ``python -m tests.tools.bench``.
 
 Both run as whole processes, in turn, on one simulated tenant that is a process of its
 own. Both use one environment, made once inside that of the Python that runs this: the
@@ -33,7 +33,7 @@ import duo_client
 
 from tests.tenant import Tenant
 
-SCRIPT = Path(__file__).resolve().parent.parent / "duo_phone_cleanup.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "duo_phone_cleanup.py"
 OTHER = "duo-phone-cleanup==0.1.0"
 ENVIRONMENT = Path(sys.prefix, "bench")
 PYTHON = str(ENVIRONMENT / "bin/python")
@@ -407,7 +407,7 @@ def install() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench")
+    parser = argparse.ArgumentParser(prog="python -m tests.tools.bench")
     parser.add_argument(
         "--quick", action="store_true", help="once each, not the largest"
     )

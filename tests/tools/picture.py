@@ -1,4 +1,4 @@
-"""The picture in README.md: ``python -m tests.picture > .github/terminal.svg``.
+"""The picture in README.md: ``python -m tests.tools.picture > .github/terminal.svg``.
 
 What a dry run and a run print on a real terminal, against the cast of the demo.
 """
@@ -16,7 +16,7 @@ import pexpect
 
 from tests.tenant import Tenant, cast
 
-SCRIPT = Path(__file__).parent.parent / "duo_phone_cleanup.py"
+SCRIPT = Path(__file__).parents[2] / "duo_phone_cleanup.py"
 COLUMNS = 112
 WIDTH, HEIGHT, MARGIN = 8, 20, 16  # of a character, of a line, round the text
 
