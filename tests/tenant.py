@@ -41,7 +41,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.message import Message
 from http import HTTPStatus
 from pathlib import Path
@@ -81,6 +81,9 @@ FAULTS = {
     "answer": "response metadata envelope",
     "close_after": "",
     "connection_close": "",
+    "drip": "pause",
+    "ignore_names": "",
+    "end_early": "",
 }
 """The kinds of fault, each with the options it takes; see `Tenant.fail`."""
 
@@ -136,6 +139,7 @@ class _Answer:
     """Sent in place of the document."""
     content_type: str = "application/json"
     truncated: bool = False
+    drip: Fault | None = None
     announce_close: bool = False
     close: bool = False
 
@@ -181,6 +185,16 @@ class Tenant:
         self.lock = threading.RLock()
         """Held while a request is carried out on the records."""
         self.permissions = {"read", "write"}
+        self.delete_status = 200
+        """Of the answer to a DELETE that deletes: 200, or 204, which has no body."""
+        self.gone_status = 200
+        """The same for a phone that is already gone; this may also be 404. An id that
+        no phone ever had is answered 404 in any case."""
+        self.last_offset_null = False
+        """Whether ``next_offset`` is null on the last page, instead of left out."""
+        self.idle_seconds: float | None = 60.0
+        """A connection that waits so long for a request is closed without a word.
+        None: never. It is looked at when a wait begins."""
         self.requests: list[Request] = []
         self.connections = 0
         self.server_names: list[str | None] = []
@@ -192,6 +206,7 @@ class Tenant:
         self._cert_host = cert_host
         self._random = random.Random(0)
         self._user_ids: dict[str, str] = {}
+        self._phone_ids: set[str] = set()  # of the deleted ones, too
         self._numbers = itertools.count()
         self._faults: list[Fault] = []
         self._limits: dict[str, tuple[int, float, deque[float]]] = {}
@@ -256,7 +271,10 @@ class Tenant:
     def add_user(
         self, username: str, *, aliases: Iterable[str] = (), **fields: Any
     ) -> str:
-        """Add a user without phones; give its id. `fields` override the record's."""
+        """Add a user without phones; give its id. `fields` override the record's.
+
+        None as ``is_enrolled`` becomes, in an answer, whether the user has a phone.
+        """
         named = {f"alias{n}": alias for n, alias in enumerate(aliases, 1)}
         with self.lock:
             user_id = self._new_id("DU")
@@ -270,7 +288,7 @@ class Tenant:
                     "enable_auto_prompt": True,
                     "firstname": username.title(),
                     "groups": [],
-                    "is_enrolled": False,
+                    "is_enrolled": None,
                     "last_directory_sync": None,
                     "last_login": None,
                     "lastname": "Example",
@@ -300,11 +318,12 @@ class Tenant:
             phone_id = fields.get("phone_id")
             if not isinstance(phone_id, str):
                 phone_id = self._new_id("DP")
+            self._phone_ids.add(phone_id)
             owners = [self._user_id(name) for name in usernames]
             self.phones[phone_id] = _without_missing(
                 {
                     "activated": False,
-                    "capabilities": ["auto", "sms", "phone"],
+                    "capabilities": ["sms"],
                     "encrypted": "",
                     "extension": "",
                     "fingerprint": "",
@@ -350,7 +369,7 @@ class Tenant:
                 username = f"user{number:06}"
                 owned = number % 5 % 3  # no phone, one or two
                 extra = {} if owned else nothing_yet[number % 4]
-                self.add_user(username, is_enrolled=owned > 0, **extra)
+                self.add_user(username, **extra)
                 for _ in range(owned):
                     self.add_phone(username, **next(chosen))
 
@@ -396,6 +415,12 @@ class Tenant:
             none), or, for the whole document, `envelope`.
         close_after: answer, then close the connection without having said so.
         connection_close: answer, say that the connection will close, close it.
+        drip: do the work, send the answer's body byte by byte, `pause` (0.05) seconds
+            apart, until `release` is called (then, the rest at once) or the client goes
+            away.
+        ignore_names: list the users as if ``username`` and ``username_list`` had not
+            been sent.
+        end_early: leave ``next_offset`` out of a listing, as if it were the last page.
         """
         unknown = set(how).difference(FAULTS[kind].split())
         if unknown:
@@ -452,10 +477,10 @@ class Tenant:
         return request
 
     def release(self) -> None:
-        """End the faults that hang, and let go the requests that hang now."""
+        """End the faults that hang or drip, and let go the requests they hold now."""
         with self._traffic:
             for fault in self._faults:
-                if fault.kind == "hang":
+                if fault.kind in ("hang", "drip"):
                     fault.times = 0
                     fault.released.set()
 
@@ -493,7 +518,6 @@ class Tenant:
             self._pause(self._delays["connection"])
             self._handshake.server_name = None
             sock.do_handshake()
-            sock.settimeout(None)
             with self._traffic:
                 self.connections += 1
                 self.server_names.append(self._handshake.server_name)
@@ -526,6 +550,9 @@ class Tenant:
 
     def _exchange(self, sock: ssl.SSLSocket, reader: Any, connection: int) -> bool:
         """Read a request, answer it; say whether the connection lives on."""
+        sock.settimeout(self.idle_seconds)
+        reader.peek(1)  # an OSError if nothing comes in this time
+        sock.settimeout(None)
         try:
             method, target, _version = reader.readline(65537).decode("latin-1").split()
             headers = http.client.parse_headers(reader)
@@ -598,9 +625,14 @@ class Tenant:
             answer = self._fail_before(fault, sock)
             if answer is not None:
                 return answer
+        understood = request
+        if fault is not None and fault.kind == "ignore_names":
+            names = ("username", "username_list")
+            params = {k: v for k, v in request.params.items() if k not in names}
+            understood = replace(request, params=params)
         try:
             with self.lock:
-                answer = self._work(request)
+                answer = self._work(understood)
         except _Refusal as refusal:
             answer = refusal.answer
         for hook in self._after:
@@ -619,12 +651,21 @@ class Tenant:
             f"Content-Length: {len(body)}",
             *["Connection: close"] * answer.announce_close,
         ]
+        if answer.status == HTTPStatus.NO_CONTENT:
+            body = b""
+            del head[1:3]
         if answer.truncated:
             body = body[: len(body) // 2]
+        data = "\r\n".join([*head, "", ""]).encode()
+        if answer.drip is None:
+            data += body
+        else:
+            sock.sendall(data)
+            data = self._drip(answer.drip, sock, body)
         # Before it is sent: a test looks at it as soon as its client has the answer.
         request.status = answer.status
         try:
-            sock.sendall("\r\n".join([*head, "", ""]).encode() + body)
+            sock.sendall(data)
         except OSError:
             request.status = None
             raise
@@ -681,17 +722,34 @@ class Tenant:
             answer.status = 200
             answer.body = fault.how.get("body", b"<html>not json")
             answer.content_type = fault.how.get("content_type", "text/html")
+        if fault.kind == "end_early":
+            answer.document.get("metadata", {}).pop("next_offset", None)
+        if fault.kind == "drip":
+            answer.drip = fault
         answer.truncated = fault.kind == "truncate"
         answer.announce_close = fault.kind == "connection_close"
         answer.close = fault.kind in ("truncate", "connection_close", "close_after")
 
     def _hang(self, fault: Fault, sock: ssl.SSLSocket) -> None:
-        while not fault.released.wait(HANG_UP_CHECK_SECONDS):
-            # A client that waits for its answer has nothing to say, except goodbye.
-            if select.select([sock], [], [], 0)[0]:
-                raise _Drop
-        if self._stopping.is_set():
+        while not self._released(fault, sock, HANG_UP_CHECK_SECONDS):
+            pass
+
+    def _drip(self, fault: Fault, sock: ssl.SSLSocket, body: bytes) -> bytes:
+        """Send it byte by byte until released; give what is left, at least one byte."""
+        while len(body) > 1 and not fault.released.is_set():
+            sock.sendall(body[:1])
+            body = body[1:]
+            self._released(fault, sock, fault.how.get("pause", 0.05))
+        return body
+
+    def _released(self, fault: Fault, sock: ssl.SSLSocket, seconds: float) -> bool:
+        """Wait so long for the fault to be released, or for the client to go away."""
+        released = fault.released.wait(seconds)
+        # A client that waits for its answer has nothing to say, except goodbye.
+        gone = not released and select.select([sock], [], [], 0)[0]
+        if gone or self._stopping.is_set():
             raise _Drop
+        return released
 
     # The API
 
@@ -709,10 +767,13 @@ class Tenant:
         if not key:
             return self._listing(kind, records, request.params)
         if key not in records:
-            raise _Refusal(40401)
+            known = request.method == "DELETE" and key in self._phone_ids
+            if not known or self.gone_status == HTTPStatus.NOT_FOUND:
+                raise _Refusal(40401)
+            return _success("", status=self.gone_status)
         if request.method == "DELETE":
             del records[key]
-            return _success("")
+            return _success("", status=self.delete_status)
         if request.method == "POST":
             changes = request.params
             records[key].update({k: changes[k] for k in MODIFIABLE if k in changes})
@@ -728,23 +789,44 @@ class Tenant:
         names = _names(params) if kind == "users" else None
         if names is not None:
             rows = [user for user in rows if names.intersection(_names_of(user))]
-            total = len(rows)
+            total = limit = len(rows)  # all on one page, whatever was asked for
+            offset = 0
         page = list(map(self._expanded, itertools.islice(rows, offset, offset + limit)))
-        metadata = {"total_objects": total}
+        metadata: Record = {"total_objects": total}
         if offset + limit < total:
             metadata["next_offset"] = offset + limit
+        elif self.last_offset_null:
+            metadata["next_offset"] = None
         if offset > 0:
             metadata["prev_offset"] = max(0, offset - limit)
         return _success(page, metadata, rows=len(page))
 
     def _expanded(self, record: Record) -> Record:
         """The record as it is sent: with its phones or users in place of their ids."""
-        expanded = dict(record)
+        expanded = self._enrolled(record)
         if isinstance(record.get("phones"), list):
-            expanded["phones"] = list(_inner(record["phones"], self.phones, "users"))
+            expanded["phones"] = list(self._inner(record["phones"], self.phones))
         if isinstance(record.get("users"), list):
-            expanded["users"] = list(_inner(record["users"], self.users, "phones"))
+            expanded["users"] = list(self._inner(record["users"], self.users))
         return expanded
+
+    def _inner(self, values: list[Any], records: dict[str, Record]) -> Iterator[Any]:
+        """The records with these ids that there are, and whatever is no id as it is."""
+        for value in values:
+            if not isinstance(value, str):
+                yield value
+            elif value in records:
+                record = self._enrolled(records[value])
+                yield {k: v for k, v in record.items() if k not in ("phones", "users")}
+
+    def _enrolled(self, record: Record) -> Record:
+        """A copy; if it is a user's, it says whether the user has a phone."""
+        copied = dict(record)
+        if record.get("is_enrolled", MISSING) is None:
+            phones = record.get("phones")
+            there = isinstance(phones, list) and any(self._inner(phones, self.phones))
+            copied["is_enrolled"] = there
+        return copied
 
 
 def cast(tenant: Tenant, now: float) -> None:
@@ -783,26 +865,17 @@ def _without_missing(record: Record) -> Record:
     return {name: value for name, value in record.items() if value is not MISSING}
 
 
-def _inner(
-    values: list[Any], records: dict[str, Record], left_out: str
-) -> Iterator[Any]:
-    """The records with these ids that there are, and whatever is no id as it is."""
-    for value in values:
-        if not isinstance(value, str):
-            yield value
-        elif value in records:
-            yield {k: v for k, v in records[value].items() if k != left_out}
-
-
 def _matches(request: Request, method: str | None, path: str | None) -> bool:
     return (method is None or request.method == method) and (
         path is None or re.search(path, request.path) is not None
     )
 
 
-def _success(response: Any, metadata: Any = MISSING, rows: int = 0) -> _Answer:
+def _success(
+    response: Any, metadata: Any = MISSING, *, status: int = 200, rows: int = 0
+) -> _Answer:
     document = {"stat": "OK", "response": response, "metadata": metadata}
-    return _Answer(_without_missing(document), rows=rows)
+    return _Answer(_without_missing(document), status, rows)
 
 
 def _failure(

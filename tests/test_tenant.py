@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import http.client
 import json
+import select
 import signal
 import socket
 import ssl
@@ -53,6 +54,14 @@ def get(tenant: Tenant, path: str, **params: Any) -> Any:
     return admin(tenant).json_api_call("GET", path, params)
 
 
+def page(tenant: Tenant, path: str = USERS, **params: Any) -> tuple[Any, Any]:
+    """The records of a listing, and its metadata."""
+    client = admin(tenant)
+    answer = client.api_call("GET", path, params)
+    rows, metadata = client.parse_json_response_and_metadata(*answer)
+    return rows, metadata
+
+
 def refused(call: Any, *args: Any, **params: Any) -> tuple[int, int, str]:
     """The status, code and message that a call is refused with."""
     with pytest.raises(RuntimeError) as info:
@@ -71,7 +80,7 @@ class Connection(http.client.HTTPSConnection):
         context.load_verify_locations(tenant.ca_certs)
         super().__init__(tenant.host, context=context, timeout=5)
 
-    def call(
+    def ask(
         self,
         method: str = "GET",
         path: str = USERS,
@@ -79,15 +88,18 @@ class Connection(http.client.HTTPSConnection):
         date: str | None = None,
         target: str | None = None,
         **headers: str,
-    ) -> tuple[int, Any]:
+    ) -> None:
         date = email.utils.formatdate() if date is None else date
         auth = duo_client.client.sign(
             *(IKEY, SKEY, method, "localhost", path, date, 5, {}), body=""
         )
         signed = {"Authorization": auth, "Date": date, **headers}
         self.request(method, target or path, headers=signed)
+
+    def call(self, *args: Any, **how: Any) -> tuple[int, Any]:
+        self.ask(*args, **how)
         response = self.getresponse()
-        return response.status, json.loads(response.read())
+        return response.status, json.loads(response.read() or "null")
 
 
 # Who may ask
@@ -194,11 +206,39 @@ def test_records_have_the_documented_fields(tenant: Tenant) -> None:
     assert "phones" not in phone["users"][0]
     assert phone["platform"] == "Generic Smartphone"
     assert (phone["activated"], phone["name"], phone["last_seen"]) == (False, "", "")
+    assert phone["capabilities"] == ["sms"]
     assert phone["model"] is None
     assert "tampered" not in phone
     assert bob["phones"] is None
     assert (bob["alias2"], bob["alias3"]) == ("bobby", None)
     assert client.get_user_by_id(user_id) == bob
+    assert client.get_phones() == [client.update_phone(phone_id)] == [phone]
+
+
+@pytest.mark.parametrize(
+    ("phones", "fields", "enrolled"),
+    [
+        (0, {}, False),
+        (0, {"phones": None}, False),
+        (1, {}, True),
+        (1, {"is_enrolled": False}, False),
+        (0, {"is_enrolled": True}, True),
+        (1, {"is_enrolled": MISSING}, None),
+    ],
+)
+def test_who_has_a_phone_is_enrolled(
+    tenant: Tenant, phones: int, fields: dict[str, Any], enrolled: bool | None
+) -> None:
+    tenant.add_user("ann", **fields)
+    tenant.add_phone("bob", "ann")
+    (shared,) = get(tenant, PHONES)
+    if not phones:
+        tenant.users[shared["users"][1]["user_id"]]["phones"].clear()
+    (ann, bob), (shared,) = get(tenant, USERS), get(tenant, PHONES)
+    assert [user.get("is_enrolled") for user in (ann, bob)] == [enrolled, True]
+    assert [user.get("is_enrolled") for user in shared["users"]] == [True, enrolled]
+    tenant.phones.clear()
+    assert get(tenant, USERS)[1]["is_enrolled"] is False
 
 
 def test_a_phone_is_modified_and_deleted(tenant: Tenant) -> None:
@@ -211,12 +251,43 @@ def test_a_phone_is_modified_and_deleted(tenant: Tenant) -> None:
     assert client.delete_phone(phone_id) == ""
     assert tenant.phone(phone_id) is None
     assert [user["phones"] for user in client.get_users()] == [[], []]
-    for call in (client.get_phone_by_id, client.update_phone, client.delete_phone):
+    for call in (client.get_phone_by_id, client.update_phone):
         assert refused(call, phone_id) == (
             404,
             40401,
             "Received 404 Resource not found",
         )
+
+
+@pytest.mark.parametrize(
+    ("delete_status", "gone_status"), [(200, 200), (204, 204), (200, 204), (204, 404)]
+)
+def test_deleting(tenant: Tenant, delete_status: int, gone_status: int) -> None:
+    assert (tenant.delete_status, tenant.gone_status) == (200, 200)
+    tenant.delete_status, tenant.gone_status = delete_status, gone_status
+    deleted, gone, kept = (PHONES + "/" + tenant.add_phone() for _ in range(3))
+    del tenant.phones[gone.rpartition("/")[2]]
+    connection = Connection(tenant)
+
+    def answer(method: str, path: str) -> tuple[int, Any]:
+        status, document = connection.call(method, path)
+        return status, document and document.get("code", document.get("response"))
+
+    answers = {200: (200, ""), 204: (204, None), 404: (404, 40401)}
+    assert answer("DELETE", deleted) == answers[delete_status]
+    for path in (deleted, gone):
+        assert answer("DELETE", path) == answers[gone_status]
+        assert answer("GET", path) == answer("POST", path) == answers[404]
+    assert answer("DELETE", PHONES + "/DPX") == answers[404]
+    assert [PHONES + "/" + phone_id for phone_id in tenant.phones] == [kept]
+    assert tenant.connections == 1
+
+
+def test_an_answer_without_a_body(tenant: Tenant) -> None:
+    tenant.delete_status = 204
+    connection = Connection(tenant)
+    connection.ask("DELETE", f"{PHONES}/{tenant.add_phone()}")
+    assert connection.sock.recv(999) == b"HTTP/1.1 204 No Content\r\n\r\n"
 
 
 @pytest.mark.parametrize(
@@ -255,10 +326,13 @@ def test_pages(
     tenant: Tenant, path: str, params: dict[str, str], rows: int, metadata: Any
 ) -> None:
     tenant.populate(310)
-    client = admin(tenant)
-    answer = client.api_call("GET", path, params)
-    response, found = client.parse_json_response_and_metadata(*answer)
+    response, found = page(tenant, path, **params)
     assert (len(response), found) == (rows, metadata)
+    tenant.last_offset_null = True
+    assert page(tenant, path, **params)[1] == {"next_offset": None, **metadata}
+    tenant.fail("end_early")
+    metadata.pop("next_offset", None)
+    assert page(tenant, path, **params) == (response, metadata)
 
 
 @pytest.mark.parametrize(
@@ -290,11 +364,38 @@ def test_users_by_name(tenant: Tenant) -> None:
         return [user["username"] for user in client.get_users_by_names(names)]
 
     assert named("ann", "BOB", "cleo@EXAMPLE.com", "dan") == ["Ann", "bob", "cleo"]
-    assert [r.params.get("offset") for r in tenant.requests] == ["0", "2"]
+    assert [r.params["limit"] for r in tenant.requests] == ["2"]  # of no effect
     assert named("dan") == []
     assert [u["username"] for u in client.get_users_by_name("ANN@example.com")] == [
         "Ann"
     ]
+
+
+LOOK_UPS = {"username": "bob", "username_list": '["bob", "cleo", "dan"]'}
+
+
+@pytest.mark.parametrize("name", LOOK_UPS)
+@pytest.mark.parametrize("offset", ["0", "1", "9"])
+def test_a_look_up_has_one_page_unless_the_names_are_ignored(
+    tenant: Tenant, name: str, offset: str
+) -> None:
+    users = ["ann", "bob", "cleo", "dan"]
+    for user in users:
+        tenant.add_user(user)
+    found = users[1:2] if name == "username" else users[1:]
+    params = {name: LOOK_UPS[name], "limit": "1", "offset": offset}
+    rows, metadata = page(tenant, **params)
+    assert [user["username"] for user in rows] == found
+    assert metadata == {"total_objects": len(found)}
+    tenant.fail("ignore_names")
+    ignored = page(tenant, **params)
+    assert ignored == page(tenant, limit="1", offset=offset)
+    assert ignored[1]["total_objects"] == 4
+    assert tenant.requests[-2].params == params
+    assert page(tenant, **params) == (rows, metadata)
+    message = "Received 400 Invalid request parameters (limit)"
+    bad = {**params, "limit": "301"}
+    assert refused(get, tenant, USERS, **bad) == (400, 40002, message)
 
 
 def test_populate_is_deterministic_and_has_holes() -> None:
@@ -393,9 +494,7 @@ def test_other_answers(
 ) -> None:
     tenant.add_user("ann")
     tenant.fail("answer", **how)
-    client = admin(tenant)
-    answer = client.api_call("GET", USERS, {})
-    assert client.parse_json_response_and_metadata(*answer) == (response, metadata)
+    assert page(tenant) == (response, metadata)
 
 
 def test_closing_connections(tenant: Tenant) -> None:
@@ -407,6 +506,33 @@ def test_closing_connections(tenant: Tenant) -> None:
     with pytest.raises(OSError):
         connection.call()
     assert tenant.connections == 2
+
+
+def test_an_idle_connection_is_closed_without_a_word(tenant: Tenant) -> None:
+    assert tenant.idle_seconds == 60
+    # From the first request on, lest it come too late on a busy machine.
+    tenant.on_request(lambda _: setattr(tenant, "idle_seconds", 0.05))
+    connection = Connection(tenant)
+    assert connection.call()[0] == 200
+    assert connection.sock.recv(1) == b""
+    with pytest.raises(OSError):
+        connection.call()
+    assert len(tenant.requests) == 1
+
+
+def test_a_request_that_has_begun_is_not_idle(tenant: Tenant) -> None:
+    tenant.slow(request=0.1)
+    connection = Connection(tenant)
+    connection.connect()
+    request = b"GET / HTTP/1.1\r\n\r\n"
+    connection.sock.sendall(request + request[:5])
+    tenant.wait_for()
+    tenant.idle_seconds = 0.05
+    assert b" 401 " in connection.sock.recv(999)
+    assert not select.select([connection.sock], [], [], 0.2)[0]
+    connection.sock.sendall(request[5:])
+    assert b" 401 " in connection.sock.recv(999)
+    assert connection.sock.recv(999) == b""
 
 
 def test_faults_in_turn(tenant: Tenant) -> None:
@@ -439,6 +565,34 @@ def test_a_hanging_request_goes_on_when_released(tenant: Tenant) -> None:
     tenant.release()
     thread.join()
     assert tenant.phone(phone_id) is None
+
+
+def test_an_answer_that_drips(tenant: Tenant) -> None:
+    connection = Connection(tenant)
+    expected = connection.call()
+    tenant.fail("drip", pause=0.001)
+    connection.ask()
+    response = connection.getresponse()
+    pieces = [*iter(lambda: response.read1(99), b"")]
+    assert {len(piece) for piece in pieces} == {1}
+    assert json.loads(b"".join(pieces)) == expected[1]
+    assert tenant.requests[-1].status == 200
+
+
+def test_a_dripping_answer_is_whole_when_released(tenant: Tenant) -> None:
+    phone_id = tenant.add_phone("ann")
+    tenant.fail("drip", pause=60)
+    connection = Connection(tenant)
+    connection.ask("DELETE", f"{PHONES}/{phone_id}")
+    response = connection.getresponse()
+    assert response.read(1) == b"{"
+    assert not select.select([connection.sock], [], [], 0.1)[0]
+    assert tenant.phone(phone_id) is None
+    assert tenant.requests[0].status is None
+    tenant.release()
+    assert response.read() == b'"stat":"OK","response":""}'
+    assert tenant.requests[0].status == 200
+    assert connection.call()[0] == 200
 
 
 def test_slowness(tenant: Tenant) -> None:
@@ -509,14 +663,19 @@ def test_exit_is_quick_whatever_hangs() -> None:
         )
         thread.start()
         tenant.wait_for(path="users")
+        tenant.fail("drip", pause=60)
+        dripping = Connection(tenant)
+        dripping.ask(path=PHONES)
+        assert dripping.getresponse().read(1) == b"{"
         tenant.slow(request=60)
         slow = Connection(tenant)
         slow.request("GET", PHONES)
-        tenant.wait_for(3)
+        tenant.wait_for(4)
         start = time.monotonic()
     assert time.monotonic() - start < 0.5
     thread.join(1)
     assert not thread.is_alive()
+    assert [request.status for request in tenant.requests] == [200, None, None, None]
     assert not tenant._threads
     assert not tenant.ca_certs.exists()
     silent.close()
@@ -531,19 +690,24 @@ def test_clients_that_go_away_leave_no_trace(
             sock.sendall(junk)
     tenant.slow(request=0.05)
     leaving = Connection(tenant)
-    leaving.request("GET", USERS)
+    leaving.ask()
     tenant.wait_for()
     leaving.close()
+    tenant.fail("drip")
+    dripping = Connection(tenant)
+    dripping.ask()
+    assert dripping.getresponse().read(1) == b"{"
+    dripping.close()
     tenant.fail("hang", times=None)
     hanging = Connection(tenant)
-    hanging.request("GET", USERS)
-    tenant.wait_for(2)
+    hanging.ask()
+    tenant.wait_for(3)
     hanging.close()
     deadline = time.monotonic() + 2
     while tenant._threads and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not tenant._threads
-    assert tenant.requests[1].status is None
+    assert [request.status for request in tenant.requests[1:]] == [None, None]
     assert capfd.readouterr() == ("", "")
 
 
