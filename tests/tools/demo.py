@@ -19,18 +19,19 @@ LATER = 15
 """Minutes between the two runs: more than the grace period of 10."""
 
 PROBLEM = """\
-Ann began to set up her phone in Duo and did not finish. Duo keeps the phone: platform
-"Generic Smartphone", not activated. While it is there, she can neither log in nor start
-over, and calls the help desk. duo_phone_cleanup, run by cron every few minutes, marks
-such a phone with the time, in its name, and deletes it ten minutes later.
+Ann started to set up her phone in Duo and stopped halfway. Duo keeps the phone:
+platform "Generic Smartphone", not activated. Now she can't log in and can't enroll
+again, so she calls the help desk. duo_phone_cleanup runs from cron every few minutes.
+It writes the time into the name of such a phone, as a tag, and deletes the phone ten
+minutes later.
 
-This is a tenant made up for the demo, on this machine. It asks nothing of Duo."""
+The Duo tenant in this demo is simulated, on this machine. Nothing is sent to Duo."""
 
 Phones = dict[str, dict[str, Any]]
 
 
 def phones(tenant: Tenant) -> Phones:
-    """Give every phone's record as it is now, with the names of its users."""
+    """Return every phone's record as it is now, with the names of its users."""
     with tenant.lock:
         return {
             phone_id: {**phone, "users": [tenant.users[u] for u in phone["users"]]}
@@ -42,14 +43,14 @@ def meaning(phone: dict[str, Any]) -> str:
     """Say what a phone's name means."""
     name = phone["name"]
     if phone["activated"]:
-        return f"set up{' in time' * name.isdigit()}: left alone"
+        return f"set up{' in time' * name.isdigit()}: not touched"
     if not name:
-        return "just begun, no run has seen it"
+        return "just started, no run has seen it"
     if not name.isdigit():
-        return "named by a person: left alone"
+        return "named by a person: kept"
     minutes = int(time.time() - int(name)) // 60
     if not minutes:
-        return "tagged: first seen just now"
+        return "stamped: the time is its tag"
     amount, unit = (minutes // 60, "hour") if minutes >= 60 else (minutes, "minute")
     return f"tagged {amount} {unit}{'s' * (amount > 1)} ago"
 
@@ -59,7 +60,7 @@ def show(now: Phones, before: Phones) -> None:
     rows = [["USER", "NUMBER", "PLATFORM", "ACTIVATED", "NAME", ""]]
     for phone_id, phone in {**before, **now}.items():
         users = ", ".join(user["username"] for user in phone["users"])
-        row = [users, str(phone["number"]), "", "", "", "<- deleted: can start over"]
+        row = [users, str(phone["number"]), "", "", "", "<- deleted: can enroll again"]
         if phone_id in now:
             mark = "" if phone == before[phone_id] else "<- "
             activated = "yes" if phone["activated"] else "no"
@@ -74,7 +75,7 @@ def show(now: Phones, before: Phones) -> None:
 
 
 def run(tenant: Tenant) -> int:
-    """Run the program as a user would, show what it prints, give its exit status."""
+    """Run the program as a user would; show what it prints, return its exit status."""
     print(f"    $ python {SCRIPT.name} -v", flush=True)
     environ = {k: v for k, v in os.environ.items() if not k.startswith("DUO_")}
     environ.update(tenant.environment(), NO_PROXY="localhost", no_proxy="localhost")
@@ -111,25 +112,28 @@ def later(tenant: Tenant) -> None:
 
 
 def demo() -> int:
-    """Tell the story; give the exit status."""
+    """Tell the story; return the exit status."""
     print(PROBLEM)
     with Tenant() as tenant:
         cast(tenant, time.time())
-        print("\n1. These are the tenant's phones.")
+        print("\n1. The tenant has these phones:")
         before = phones(tenant)
         show(before, before)
-        print("2. The program runs; DUO_HOST, DUO_IKEY and DUO_SKEY are set for it.\n")
+        print("2. The program runs, with DUO_HOST, DUO_IKEY and DUO_SKEY set.\n")
         status = run(tenant)
         after = phones(tenant)
         show(after, before)
         if status:
             return status
-        print(f"3. {LATER} minutes later, Cleo has finished and Ann has not. The")
-        print("   program runs again. (The demo turns the tags back for it.)\n")
+        print(
+            f"3. {LATER} minutes later, Cleo has finished her set-up and Ann has not."
+        )
+        print("   (The demo sets the tags back, so that you need not wait.)")
+        print("   The program runs again.\n")
         later(tenant)
         status = run(tenant)
         show(phones(tenant), after)
-    print("README.md says how to go on. With --dry-run it only shows what it would do.")
+    print("That is all it does. To set it up, see the quick start in README.md.")
     return status
 
 

@@ -1,0 +1,1 @@
+"""Tools: the demo, the benchmark and the picture of the README."""
