@@ -6,16 +6,18 @@
 #     "python-dateutil>=2.9,<5",
 # ]
 # ///
-"""Delete the phones that users left half set up in Duo, so that they can start over.
+"""Delete phones that users left half set up in Duo, so that they can start over.
 
-The first run to see a limbo phone stamps it: the seconds since the epoch become its
-name. A later run deletes it once that tag is older than the grace period. The tag is
-all the state there is, and it is in Duo: a run may be killed, repeated or overlap
-another one.
+A user who stops before a new phone is activated leaves a limbo phone behind:
+a "Generic Smartphone" that is not activated. The user can neither log in nor
+enroll again. The first run to see it stamps it: the seconds since the epoch
+become its name, the tag. A later run deletes it once that tag is older than
+the grace period. A phone that a person has named is kept forever. Nothing is
+stored but the tags, in Duo: a run may be killed, repeated or overlap another.
 
-This file reads from top to bottom in the order of a run: tags and the verdict, the
-Duo client, the walk, acting on a phone, reporting, the command line (HELP says what
-all of this is for), main.
+The only writes to Duo are in Run.carry_out: delete_phone, and update_phone for a name.
+verdict() decides on each by the record of that one phone, and DuoAdmin sends none
+later than two seconds after it asked for that record. What follows is in that order.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import difflib
 import enum
 import http.client
+import itertools
 import json
 import os
 import random
@@ -32,44 +36,52 @@ import re
 import signal
 import socket
 import ssl
-import stat
 import sys
+import termios
 import threading
 import time
+import unicodedata
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime, timezone
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
+from datetime import timezone
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, NoReturn, TextIO, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 import dateutil  # its modules load on first use, for which most runs have none
 import duo_client
 
-__version__ = "1.0.0"
+__version__ = "1.1.0"
 
 # A phone or user as Duo gives it: any field may be missing, null or of another type.
 Record = dict[str, Any]
+Converter = Callable[[str], Any]
+HelpFormatter = argparse.RawDescriptionHelpFormatter
+Clock = Callable[[], float]  # gives seconds since the epoch
+Settings = argparse.Namespace  # an attribute for each option: see OPTIONS
+S = TypeVar("S")
 T = TypeVar("T")
 
 
-# ---------------------------------------------------------------- tags and the verdict
+# ------------------------------------------------------------------------- the verdict
 
 
 class Verdict(enum.Enum):
-    """What a phone's record alone says to do with it: the verb, the event when done."""
+    """What a phone's record says to do with it: the verb, the event, the reason."""
 
-    STAMP = "stamp", "stamped"
-    DELETE = "delete", "deleted"
-    UNTAG = "untag", "untagged"
-    NAMED = "leave alone", "named"
-    WAIT = "wait", "waiting"
+    UNTAG = "untag", "untagged", "set up since it was tagged"
+    STAMP = "stamp", "stamped", "not tagged yet"
+    NAMED = "keep", "named", "named {name}"
+    FUTURE = "wait", "waiting", "its tag is in the future"
+    UNREADABLE = "wait", "waiting", "its last_seen cannot be read"
+    STAMP_AGAIN = "stamp", "stamped", "in use since it was tagged"
+    DELETE = "delete", "deleted", "grace period over"
+    WAIT = "wait", "waiting", "{left} left"
 
-    def __init__(self, verb: str, done: str) -> None:
-        self.verb, self.done = verb, done
-
-
-WRITES = (Verdict.STAMP, Verdict.DELETE, Verdict.UNTAG)
+    def __init__(self, verb: str, done: str, reason: str) -> None:
+        self.verb, self.done, self.reason = verb, done, reason
+        self.writes = verb in ("untag", "stamp", "delete")
 
 
 def is_limbo(phone: Record) -> bool:
@@ -80,10 +92,8 @@ def is_limbo(phone: Record) -> bool:
 
 
 def read_tag(phone: Record) -> int | None:
-    """Return the phone's tag in seconds since the epoch, None if its name is no tag.
-
-    Not with int(): it takes " 12 ", "+12", "1_000" and the digits of other scripts.
-    """
+    """Return the tag in seconds since the epoch, None if the phone's name is no tag."""
+    # Not with int(): it takes " 12 ", "+12", "1_000" and the digits of other scripts.
     name = phone.get("name")
     if not isinstance(name, str) or not re.fullmatch("[1-9][0-9]{9}", name):
         return None
@@ -92,10 +102,7 @@ def read_tag(phone: Record) -> int | None:
 
 
 def read_last_seen(phone: Record) -> float | None:
-    """Return when the phone was last in use, in seconds since the epoch; None if never.
-
-    Raises ValueError or OverflowError if that cannot be read.
-    """
+    """Return its last use in epoch seconds, or None. Raises Value- or OverflowError."""
     value = phone.get("last_seen")
     if value is None or value == "":
         return None
@@ -109,10 +116,9 @@ def read_last_seen(phone: Record) -> float | None:
 
 
 def verdict(phone: Record, now: int, grace_period: int) -> Verdict | None:
-    """Say what to do with a phone; None if it is none of this program's business.
+    """Return the first rule that fits a phone; None: none of this program's business.
 
-    `now` is in seconds since the epoch, `grace_period` in minutes. The first rule
-    that fits decides.
+    `now` is in seconds since the epoch, `grace_period` in minutes.
     """
     name, tag = phone.get("name"), read_tag(phone)
     if not is_limbo(phone):
@@ -122,56 +128,323 @@ def verdict(phone: Record, now: int, grace_period: int) -> Verdict | None:
     if tag is None:
         return Verdict.NAMED
     if tag > now:
-        return Verdict.WAIT
+        return Verdict.FUTURE
     try:
         last_seen = read_last_seen(phone)
     except (ValueError, OverflowError):
-        return Verdict.WAIT
+        return Verdict.UNREADABLE
     if last_seen is not None and last_seen > tag:
-        return Verdict.STAMP  # in use since: the tag is from an earlier life
+        return Verdict.STAMP_AGAIN  # the tag is from an earlier life
     return Verdict.DELETE if now - tag >= grace_period * 60 else Verdict.WAIT
+
+
+# ------------------------------------------------------------- the run: walk, plan, act
+
+NAMES = 100  # user names in one look-up: the most that Duo takes (username_list)
+PHONE_ID = re.compile("[A-Za-z0-9_-]+")  # in a path, where ../ would lead elsewhere
+SILENT = 4  # phones in a row without an answer that end the run
+
+
+class Phone:
+    """A phone with a verdict, and the names of the users who share it."""
+
+    def __init__(self, phone_id: str, record: Record, verdict: Verdict) -> None:
+        self.phone_id, self.record, self.verdict = phone_id, record, verdict
+        self.number = str(record.get("number") or "tablet")  # which has none
+        self.users: list[str] = []
+        self.read_at = 0  # when it was read again, in seconds since the epoch
+        # Names written to it without an answer, None for a deletion: perhaps done.
+        self.perhaps: list[str | None] = []
+
+    def __str__(self) -> str:
+        what = self.number if self.number == "tablet" else f"phone {self.number}"
+        return f"{', '.join(self.users)}'s {what}"
+
+    def gone(self) -> str:
+        """Return the event for a phone that Duo no longer has."""
+        return "deleted" if None in self.perhaps else "gone"
+
+
+class Run:
+    """One execution: walk, plan, act."""
+
+    def __init__(self, settings: Settings, report: Report, duo: DuoAdmin) -> None:
+        self.settings, self.report, self.duo = settings, report, duo
+        self.asking = not settings.force and not settings.dry_run
+        self.listed: list[Phone] = []  # in the table of a dry run
+
+    def __call__(self) -> None:
+        """Carry the run out, and tell what ends it early. Raises Stopped."""
+        grace, limit = self.settings.grace_period, self.settings.max_deletions
+        deletions = "any number of deletions"
+        if limit is not None:
+            deletions = f"at most {count(limit, 'deletion')}"
+        scope = f"{self.duo.host}: grace period {count(grace, 'minute')}, {deletions}"
+        if self.settings.users:
+            scope += f", users: {', '.join(self.settings.users)}"
+        self.report.put(scope)
+        try:
+            plan = self.plan(self.walk())
+            if self.asking and any(phone.verdict.writes for phone in plan):
+                self.report.show(scope)
+            self.act(plan)
+            self.table()
+        except Failure as failure:
+            self.report.fail(str(failure))
+
+    def walk(self) -> list[Phone]:
+        """Return the phones with a verdict, each once, in the order of the listing."""
+        found: dict[str, Phone] = {}
+        pages = self.named_users() if self.settings.users else self.duo.list_users()
+        for users, total in pages:
+            for user in users:
+                self.look_at(user, found)
+            self.report.progress(total)
+        return [*found.values()]
+
+    def named_users(self) -> Iterator[tuple[list[Record], int]]:
+        """Yield the users who bear a name asked for; tell which names nobody bears."""
+        asked = [*dict.fromkeys(self.settings.users)]
+        wanted, known = {name.casefold() for name in asked}, set[str]()
+        for start in range(0, len(asked), NAMES):
+            names = json.dumps(asked[start : start + NAMES])
+            users, _ = self.duo.persist(self.duo.get_page, {"username_list": names})
+            # A server that ignores the question must not widen the run.
+            users = [user for user in users if all_names(user) & wanted]
+            # A user may be found by two names.
+            users = [user for user in users if not all_names(user) <= known]
+            known.update(*map(all_names, users))
+            yield users, len(asked)
+        for name in asked:
+            if name.casefold() not in known:
+                self.report.event("unknown_user", user=name)
+
+    def look_at(self, user: Record, found: dict[str, Phone]) -> None:
+        """Add the phones of one user that have a verdict to those found."""
+        phones, name = user.get("phones") or [], user_name(user)
+        if not isinstance(phones, list):
+            raise Failure(LISTING, f"Duo gives user {name} phones that are no list")
+        self.report.counts["users_seen"] += 1
+        self.report.counts["phones_seen"] += len(phones)
+        for record in phones:
+            if not isinstance(record, dict):
+                self.report.fail(f"user {name} has a phone that is no object")
+                continue
+            says = verdict(record, self.report.now(), self.settings.grace_period)
+            if not says or (says is Verdict.UNTAG and not self.settings.untag):
+                continue
+            phone_id = record.get("phone_id")
+            if not isinstance(phone_id, str) or not PHONE_ID.fullmatch(phone_id):
+                self.report.fail(f"user {name} has a phone without a usable phone_id")
+                continue
+            if phone_id in found:  # another user has it too
+                self.report.counts["phones_seen"] -= 1
+            else:
+                found[phone_id] = Phone(phone_id, record, says)
+                self.report.counts["limbo"] += is_limbo(record)
+            if name not in found[phone_id].users:
+                found[phone_id].users.append(name)
+
+    def plan(self, found: list[Phone]) -> list[Phone]:
+        """Leave all deletions out if there are more than --max-deletions of them."""
+        due = sum(phone.verdict is Verdict.DELETE for phone in found)
+        limit, dry_run = self.settings.max_deletions, self.settings.dry_run
+        if limit is None or due <= limit:
+            return found
+        text = f"{count(due, 'phone')} due for deletion, none deleted: "
+        text += f"{label('--max-deletions')} is {limit}"
+        if limit == 0:
+            self.report.log(text, 1)
+        else:
+            look = "" if dry_run else "look at them with --dry-run, then "
+            way = f"{look}run once by hand with --max-deletions none"
+            self.report.fail(f"{text}. If that many are right, {way}")
+            if dry_run:
+                return found  # so that one can look at them
+        return [phone for phone in found if phone.verdict is not Verdict.DELETE]
+
+    def act(self, found: list[Phone]) -> None:
+        """Deal with one phone after the other. Raises Failure."""
+        # Where nothing is asked, the next phone is read while this one is written.
+        writes = sum(phone.verdict.writes for phone in found)
+        number = silent = 0
+        for phone, look in ahead(self.look_again, found, 0 if self.asking else 1):
+            self.duo.go_on()
+            number += phone.verdict.writes
+            try:
+                outcome = look.result()
+                if self.asking and not outcome:
+                    outcome = self.ask(phone, number, writes)
+                outcome = outcome or self.duo.persist(self.carry_out, phone)
+            except Failure as failure:
+                self.report.fail(str(failure), phone)
+                if failure.cause in FATAL:
+                    return
+                silent = silent + 1 if failure.cause == NO_ANSWER else 0
+                if silent == SILENT:
+                    text = f"{silent} phones in a row without an answer: the run ends"
+                    raise Failure(NO_ANSWER, text) from None
+                continue
+            silent = 0
+            self.report.event(outcome, phone)
+            if outcome not in ("changed", "gone"):
+                self.listed.append(phone)
+
+    def look_again(self, phone: Phone) -> str:
+        """Return what becomes of a phone, "" if it is to be written now."""
+        dry_run, writes = self.settings.dry_run, phone.verdict.writes
+        # A look-up by names need not show who else shares a phone: its record does.
+        again = self.settings.users if dry_run else writes
+        outcome = self.duo.persist(self.recheck, phone) if again else ""
+        if not writes:
+            return outcome or phone.verdict.done
+        return outcome or (f"would_{phone.verdict.verb}" if dry_run else "")
+
+    def recheck(self, phone: Phone) -> str:
+        """Read a phone again; return what became of it, "" if its verdict stands."""
+        phone.read_at = 0  # until it is known what the answer says
+        try:
+            record = self.duo.get_phone_by_id(phone.phone_id)
+        except RuntimeError as error:
+            if duo_code(error) != NOT_FOUND:
+                raise
+            return phone.gone()
+        now = self.report.now()
+        # An answer that got mixed up must not vouch for another phone.
+        if not isinstance(record, dict) or record.get("phone_id") != phone.phone_id:
+            raise Failure(BROKEN, "Duo's answer is not a phone of this id")
+        old_tag, phone.record, phone.read_at = read_tag(phone.record), record, now
+        users = record.get("users")
+        if isinstance(users, list):
+            names = [user_name(user) for user in users if isinstance(user, dict)]
+            phone.users = names or phone.users
+        if (record.get("name") or "") in phone.perhaps:
+            return phone.verdict.done  # only the answer was lost
+        says = verdict(record, now, self.settings.grace_period)
+        same_tag = says is not Verdict.DELETE or read_tag(record) == old_tag
+        return "" if says is phone.verdict and same_tag else "changed"
+
+    def carry_out(self, phone: Phone) -> str:
+        """Write what a phone's verdict says, on a fresh read; return what became."""
+        if not phone.read_at or not self.duo.has_fresh_read(phone.phone_id):
+            outcome = self.recheck(phone)
+            if outcome:
+                return outcome
+        deleting = phone.verdict is Verdict.DELETE
+        name = "" if phone.verdict is Verdict.UNTAG else str(phone.read_at)
+        try:
+            if deleting:
+                self.report.event("deleting", phone)
+                self.duo.delete_phone(phone.phone_id)
+            else:
+                self.duo.update_phone(phone.phone_id, name=name)
+                phone.record = {**phone.record, "name": name}
+        except ERRORS as error:
+            if duo_code(error) == NOT_FOUND:
+                return phone.gone()
+            phone.perhaps.append(None if deleting else name)
+            raise
+        return phone.verdict.done
+
+    def ask(self, phone: Phone, number: int, total: int) -> str:
+        """Ask about a phone; return what became of it, "" for a yes. Raises Stopped."""
+        now = self.report.now()
+        ago, reason = self.reason(phone, now)
+        facts = [f"tagged {ago} ago"] if ago else []
+        if phone.verdict is not Verdict.DELETE:
+            name = "blank" if phone.verdict is Verdict.UNTAG else now
+            facts += [reason, f"its name becomes {name}"]
+        about = f"{phone.verdict.verb} {phone} ({', '.join([*facts, phone.phone_id])})"
+        while True:
+            answer = self.report.ask(f"{number} of {total}: {about}? [y/n/a/q] ")
+            if not answer:
+                self.report.fail("the input has ended: nothing more is written")
+                raise Stopped
+            answer = answer.strip().lower()
+            if answer == "q":
+                self.report.show("stopped: nothing more is written")
+                raise Stopped
+            if answer in ("n", "no"):
+                return "declined"
+            if answer in ("y", "yes", "a"):
+                self.asking = answer != "a"
+                return self.duo.persist(self.recheck, phone)
+            left = f"yes to all {total - number + 1} that are left"
+            self.report.show(f"y: yes, n: no, a: {left}, q: stop here")
+
+    def reason(self, phone: Phone, now: int) -> tuple[str, str]:
+        """Say how long ago a phone was tagged, if it was, and the verdict's reason."""
+        name, tag = shorten(repr(phone.record.get("name")), 40), read_tag(phone.record)
+        ago = "" if tag is None or tag > now else span(now - tag)
+        left = max(0, (tag or now) + self.settings.grace_period * 60 - now)
+        return ago, phone.verdict.reason.format(name=name, left=span(left))
+
+    def table(self) -> None:
+        """Print what a run would do, phone by phone. Raises OutputBroken."""
+        now, verbose = self.report.now(), bool(self.settings.verbose)
+        rows = [["USERS", "NUMBER", "AGE", "A RUN WOULD", "PHONE ID" * verbose]]
+        for phone in self.listed:
+            if verbose or phone.verdict is not Verdict.NAMED:
+                ago, reason = self.reason(phone, now)
+                row = [", ".join(phone.users), phone.number, ago]
+                row += [f"{phone.verdict.verb}: {reason}", phone.phone_id * verbose]
+                rows.append([escape(shorten(cell, 50), sys.stdout) for cell in row])
+        widths = [max(map(columns, column)) for column in zip(*rows)]
+        for row in rows if rows[1:] else [["Nothing to do."]]:
+            cells = (cell + " " * (n - columns(cell)) for cell, n in zip(row, widths))
+            self.report.put("  ".join(cells).rstrip())
 
 
 # ---------------------------------------------------------------------- the Duo client
 
 PAGE = 300  # users a page: the most that Duo gives (Admin API, Retrieve Users)
-PAGES_AHEAD = 4  # pages asked for and not yet consumed
-NAMES = 100  # user names in one look-up: the most that Duo takes (username_list)
-TRIES = 3  # in all, at a step whose failure may pass
+PAGES_AHEAD = 3  # asked for while one is waited for
+FRESH = 2.0  # seconds in which the read of a phone vouches for a write
+TRIES = 3  # in all, of a step that fails in passing
 PAUSE = 1.0  # seconds at most before the second try; later pauses grow
 PATIENCE = 180  # seconds of 429 before giving up; Duo counts requests by the minute
-PHONE_ID = re.compile("[A-Za-z0-9_-]+")  # in a path, where ../ would lead elsewhere
-NOT_FOUND = 40401  # Duo's code for an id that it does not know
+EXCHANGE = 10  # time-outs that a whole exchange may take
+IDLE = 50  # seconds; Duo closes a connection that is idle for about 60
 
-HINTS = {  # what the reader can do about an answer, by Duo's code or by HTTP status
-    40102: "check --ikey (DUO_IKEY), and that --host (DUO_HOST) belongs to it",
-    40103: "check --skey (DUO_SKEY) or --skey-file (DUO_SKEY_FILE)",
-    40104: "check this machine's clock",
-    40105: "check this machine's clock",
-    401: "check --ikey (DUO_IKEY), --skey (DUO_SKEY) and --host (DUO_HOST)",
+# The cause of a Failure is an HTTP status, or one of these.
+NO_ANSWER, BROKEN, STALE = "no answer", "broken answer", "stale read"
+LISTING, CERTIFICATE, THREADS = "listing", "certificate", "threads"
+PASSING = (NO_ANSWER, BROKEN, STALE, 408, *range(500, 600))  # another try may go well
+FATAL = (CERTIFICATE, THREADS, 401, 403, 429)  # they end the run
+
+NOT_FOUND = 40401  # Duo's code for an id that it does not know
+HINTS: dict[int | str, str] = {  # what the reader can do
+    401: "check --ikey (DUO_IKEY), --skey (DUO_SKEY) or --skey-file (DUO_SKEY_FILE),"
+    " --host (DUO_HOST) and this machine's clock",
     403: "give the Admin API application the permissions Grant resource - Read and"
     " Grant resource - Write, and see its Networks for API Access",
     404: "check --host (DUO_HOST)",
     429: "see what else uses up this tenant's rate limit",
+    BROKEN: "check --host (DUO_HOST)",
+    CERTIFICATE: "is --host (DUO_HOST) right? Where the network inspects TLS, see"
+    " --ca-certs (DUO_CA_CERTS)",
 }
-
-
-class Failure(Exception):
-    """Why something could not be done, in one line.
-
-    `passing`: another try may go well. `fatal`: the run ends, not just this phone.
-    """
-
-    def __init__(
-        self, text: str, status: int = 0, passing: bool = False, fatal: bool = False
-    ) -> None:
-        super().__init__(text)
-        self.status, self.passing, self.fatal = status, passing, fatal
-
 
 # What duo_client and http.client raise: RuntimeError for an answer that is an error,
 # ValueError for one that is no text, RecursionError (a RuntimeError) for one too deep.
-ERRORS = (OSError, http.client.HTTPException, RuntimeError, ValueError, Failure)
+ERRORS = (OSError, http.client.HTTPException, RuntimeError, ValueError)
+
+
+class Stopped(Exception):
+    """Nothing more is done or waited for: a signal has come, or the run is over."""
+
+
+class OutputBroken(Stopped):
+    """Nothing more is done: what is done could not be written down."""
+
+
+class Failure(Exception):
+    """Why something could not be done, and what to do about it, in one line."""
+
+    def __init__(self, cause: int | str, text: str, hint: str = "") -> None:
+        hint = hint or HINTS.get(cause, "")
+        super().__init__(f"{text}: {hint}" if hint else text)
+        self.cause = cause
 
 
 def duo_code(error: Exception) -> int:
@@ -179,226 +452,6 @@ def duo_code(error: Exception) -> int:
     data = getattr(error, "data", None)
     code = data.get("code") if isinstance(data, dict) else None
     return code if isinstance(code, int) else 0
-
-
-def explain(error: Exception) -> Failure:
-    """Turn one of ERRORS into a Failure that says what can be done about it."""
-    if isinstance(error, Failure):
-        return error
-    if isinstance(error, ssl.SSLCertVerificationError):
-        why = error.verify_message.rstrip(".")
-        text = f"the certificate of --host (DUO_HOST) fails: {why}: is it the right"
-        hint = " host? Where the network inspects TLS, see --ca-certs (DUO_CA_CERTS)"
-        return Failure(text + hint, fatal=True)
-    if isinstance(error, OSError):  # nobody answered, not even with an error
-        text = f"no answer from Duo: {error.strerror or error}"
-        if isinstance(error, socket.timeout):
-            text += ": check the network, or see --timeout (DUO_TIMEOUT)"
-        elif "Tunnel" in text:
-            text += ": check HTTPS_PROXY"
-        else:
-            text += ": check --host (DUO_HOST), the network, and any HTTPS_PROXY"
-        return Failure(text, passing=True, fatal=True)
-    status = getattr(error, "status", 200)
-    if status == 200:  # cut short, not HTTP, not JSON, or not as documented
-        what = error if isinstance(error, http.client.HTTPException) else "not its JSON"
-        text = shorten(f"what answers is not Duo's Admin API: {what}", 200)
-        return Failure(f"{text}: {HINTS[404]}", passing=True)
-    text = shorten(re.sub("^Received", "Duo answers", str(error)), 200)
-    hint = HINTS.get(duo_code(error)) or HINTS.get(status, "")
-    fatal = status in (401, 403, 429)
-    return Failure(f"{text}: {hint}" if hint else text, status, status >= 500, fatal)
-
-
-class DuoAdmin(duo_client.Admin):
-    """The Admin API over kept connections, each wait for the network limited."""
-
-    def __init__(self, settings: Settings, report: Report) -> None:
-        host, port = settings.host
-        super().__init__(
-            settings.ikey, settings.skey, host, port=port, timeout=settings.timeout
-        )
-        if settings.proxy:
-            self.set_proxy(*settings.proxy)
-        self._MAX_BACKOFF_WAIT_SECS = 0  # no 429 loop in duo_client: see persist
-        self._tls, self._report = settings.tls, report
-        self._idle: list[http.client.HTTPSConnection] = []
-        self._gate = threading.RLock()  # see persist
-        self._pause_ends = 0.0  # monotonic
-        self._given_up: Failure | None = None  # by one thread, so by all
-        self._closed = False
-
-    def _connect(self) -> http.client.HTTPSConnection:
-        self._report.request()
-        with contextlib.suppress(IndexError):
-            return self._idle.pop()
-        duo = self.host, self.port or http.client.HTTPS_PORT
-        proxy = (self.proxy_host, self.proxy_port) if self.proxy_host else None
-        # Not duo_client's class: it sends a proxy's name as the TLS server name, and
-        # without TCP_NODELAY each POST on a kept connection takes 40 ms longer.
-        connection = http.client.HTTPSConnection(
-            *(proxy or duo), timeout=self.timeout, context=self._tls
-        )
-        if proxy:
-            connection.set_tunnel(*duo, headers=self.proxy_headers)
-        return connection
-
-    def _disconnect(self, connection: http.client.HTTPSConnection) -> None:
-        self._idle.append(connection)
-        if self._closed:  # a page that nobody waits for any more
-            self._drop_idle()
-
-    def _drop_idle(self) -> None:
-        idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._closed = True
-        self._drop_idle()
-
-    def _attempt_single_request(
-        self, connection: Any, method: str, uri: str, body: Any, headers: Any
-    ) -> Any:
-        began, outcome = time.monotonic(), "failed"
-        try:
-            answer = super()._attempt_single_request(
-                connection, method, uri, body, headers
-            )
-            outcome = answer[0].status
-            return answer
-        except BaseException:
-            connection.close()
-            self._drop_idle()  # where one connection broke, others are likely to be
-            raise
-        finally:
-            passed = time.monotonic() - began
-            self._report.log(f"{method} {uri}: {outcome} after {passed:.2f} s", 2)
-
-    def persist(self, step: Callable[..., T], *about: Any) -> T:
-        """Carry out a step, again after a failure that may pass; return its result.
-
-        A step reads before it writes, so that no write is repeated without a fresh
-        read. A pause is for all threads that are about to send. A 429 is waited out by
-        one thread, which then tries first; the others wait at the gate, and those that
-        were refused as well go on one by one. Raises Failure.
-        """
-        with self._gate:
-            pass
-        failures, refused = 0, 0.0
-        with contextlib.ExitStack() as turn:
-            while True:
-                time.sleep(max(0.0, self._pause_ends - time.monotonic()))
-                if self._given_up:
-                    raise self._given_up
-                try:
-                    return step(*about)
-                except ERRORS as error:
-                    failure, now = explain(error), time.monotonic()
-                if failure.status == 429:
-                    refused = refused or now
-                    waited = now - refused
-                    pause, again = PAUSE + waited / 10, waited < PATIENCE
-                else:
-                    failures += 1
-                    pause = failures * PAUSE
-                    again = failure.passing and failures < TRIES
-                if not again:
-                    if failure.fatal:
-                        self._given_up = failure
-                    raise failure
-                self._report.log(f"{failure}; trying again", 2)
-                ends = now + pause * random.uniform(0.7, 1)
-                self._pause_ends = max(self._pause_ends, ends)
-                if refused:
-                    turn.enter_context(self._gate)
-
-    def pages(self, **criteria: str) -> Iterator[tuple[list[Any], int]]:
-        """Yield each page of the user listing, with the number of all users, or 0.
-
-        Each page names the offset of the next. Until it does, pages are asked for on
-        the guess that all are as long as this one; where one then is not named, its
-        users are dropped. Raises Failure.
-        """
-
-        def fetch(offset: int) -> tuple[list[Any], Record]:
-            params = {"limit": str(PAGE), "offset": str(offset), **criteria}
-            answer = self.api_call("GET", "/admin/v1/users", params)
-            users, metadata = self.parse_json_response_and_metadata(*answer)
-            if not isinstance(users, list) or not isinstance(metadata, dict):
-                raise Failure("Duo's answer is not a page of users", passing=True)
-            return users, metadata
-
-        offset: int | None = 0
-        asked = {0: Task(self.persist, fetch, 0)}
-        while offset is not None:
-            users, metadata = asked.pop(offset).result()
-            following = metadata.get("next_offset")
-            total = metadata.get("total_objects")
-            length = total if isinstance(total, int) else 0
-            if following is not None:
-                if not isinstance(following, int) or following <= offset:
-                    raise Failure("Duo's listing of users does not go on: next_offset")
-                asked = {at: page for at, page in asked.items() if at >= following}
-                ahead = range(following, max(length, following + 1), following - offset)
-                for at in ahead[:PAGES_AHEAD]:
-                    if at not in asked and len(asked) < PAGES_AHEAD:
-                        asked[at] = Task(self.persist, fetch, at)
-            yield users, length
-            offset = following
-
-
-class Task(Generic[T]):
-    """A call in a daemon thread.
-
-    Not an executor's: the end of the process would wait for it. `done` is no queue: a
-    signal may make SimpleQueue.get() forget its time-out (seen in Python 3.11).
-    """
-
-    def __init__(self, function: Callable[..., T], *about: Any) -> None:
-        self.error: BaseException | None = None
-        self.done = threading.Event()
-        try:
-            call = (function, *about)
-            threading.Thread(target=self.run, args=call, daemon=True).start()
-        except RuntimeError:  # the machine has no thread left
-            self.run(function, *about)
-
-    def run(self, function: Callable[..., T], *about: Any) -> None:
-        """Make the call."""
-        try:
-            self.value = function(*about)
-        except BaseException as error:
-            self.error = error
-        self.done.set()
-
-    def result(self) -> T:
-        """Wait for the end of the call; return its result, or raise its error."""
-        self.done.wait()
-        if self.error:
-            raise self.error
-        return self.value
-
-
-# ---------------------------------------------------------------------------- the walk
-
-
-class Found:
-    """A phone with a verdict: its record as last read, and the names of its users."""
-
-    def __init__(self, phone_id: str, record: Record, verdict: Verdict) -> None:
-        self.phone_id, self.record, self.verdict = phone_id, record, verdict
-        self.users: list[str] = []
-        self.sent: list[object] = []  # see Run.step
-
-    def __str__(self) -> str:
-        return f"phone {self.phone_id} of {', '.join(self.users)} ({self.number})"
-
-    @property
-    def number(self) -> str:
-        """The number as a person reads it: a phone without one is a tablet."""
-        return str(self.record.get("number") or "tablet")
 
 
 def user_name(user: Record) -> str:
@@ -414,179 +467,230 @@ def all_names(user: Record) -> set[str]:
     return {str(name).casefold() for name in names if name}
 
 
-class Run:
-    """One execution: walk, plan, act."""
+def start(function: Callable[..., T], *about: Any) -> futures.Future[T]:
+    """Call a function in a daemon thread, for which the exit does not wait."""
+    future: futures.Future[T] = futures.Future()
 
-    def __init__(self, settings: Settings, report: Report, duo: DuoAdmin) -> None:
-        self.settings, self.report, self.duo = settings, report, duo
-
-    def __call__(self) -> None:
-        """Carry the run out. Raises OutputError."""
+    def call() -> None:
+        # The main thread takes the signals: what another one takes, it may not notice.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, signal.SIGALRM))
         try:
-            found = self.walk()
-        except Failure as failure:
-            self.report.fail(str(failure))
-            return
-        deletions = sum(phone.verdict is Verdict.DELETE for phone in found)
-        limit = self.settings.max_deletions
-        if limit is not None and deletions > limit:
-            self.report.fail(
-                f"phones to delete: {deletions}, more than --max-deletions"
-                f" (DUO_MAX_DELETIONS) {limit}, so none is deleted: look at them with"
-                " --dry-run, then run once by hand with --max-deletions none"
-            )
-            if not self.settings.dry_run:
-                found = [each for each in found if each.verdict is not Verdict.DELETE]
-        self.act(found)
-        self.report.table()
+            future.set_result(function(*about))
+        except BaseException as error:
+            future.set_exception(error)
 
-    def walk(self) -> list[Found]:
-        """Look at all users, or at the named ones, and return phones with a verdict."""
-        found: dict[str, Found] = {}
-        names = [*{name.casefold(): name for name in self.settings.users}.values()]
-        known: set[str] = set()
-        lookups: list[dict[str, str]] = [
-            {"username_list": json.dumps(names[start : start + NAMES])}
-            for start in range(0, len(names), NAMES)
-        ]
-        for criteria in lookups or [{}]:
-            for users, length in self.duo.pages(**criteria):
-                for user in users:
-                    if not isinstance(user, dict):
-                        raise Failure("Duo's listing has a user that is no object")
-                    if names:
-                        known |= all_names(user)
-                    self.look_at(user, found)
-                self.report.progress(length)
-        for name in names:
-            if name.casefold() not in known:
-                self.report.event("unknown_user", user=name)
-        self.report.limbo = sum(is_limbo(phone.record) for phone in found.values())
-        return [*found.values()]
+    try:
+        threading.Thread(target=call, daemon=True).start()
+    except RuntimeError:
+        raise Failure(THREADS, "this machine has no thread left") from None
+    return future
 
-    def look_at(self, user: Record, found: dict[str, Found]) -> None:
-        """Add the phones of one user that have a verdict to those found."""
-        phones, name = user.get("phones") or [], user_name(user)
-        if not isinstance(phones, list):
-            raise Failure(f"Duo's listing has phones of user {name} that are no list")
-        self.report.users_seen += 1
-        self.report.phones_seen += len(phones)
-        for record in phones:
-            if not isinstance(record, dict):
-                self.report.fail(f"user {name} has a phone that is no object")
-                continue
-            says = self.judge(record, self.report.now())
-            if not says:
-                continue
-            phone_id = record.get("phone_id")
-            if not isinstance(phone_id, str) or not PHONE_ID.fullmatch(phone_id):
-                self.report.fail(f"user {name} has a phone without a usable phone_id")
-                continue
-            phone = found.setdefault(phone_id, Found(phone_id, record, says))
-            self.report.phones_seen -= bool(phone.users)  # another user has it too
-            if name not in phone.users:
-                phone.users.append(name)
 
-    def judge(self, record: Record, now: int) -> Verdict | None:
-        """Return the verdict on a record; None also for UNTAG without --untag."""
-        says = verdict(record, now, self.settings.grace_period)
-        return None if says is Verdict.UNTAG and not self.settings.untag else says
+def ahead(
+    function: Callable[[S], T], items: Iterable[S], width: int
+) -> Iterator[tuple[S, futures.Future[T]]]:
+    """Start calls; yield each item with its call when `width` more are started."""
+    started: list[tuple[S, futures.Future[T]]] = []
+    for item in items:
+        started.append((item, start(function, item)))
+        if len(started) > width:
+            yield started.pop(0)
+    yield from started
 
-    # ------------------------------------------------------------- acting on a phone
 
-    def act(self, found: list[Found]) -> None:
-        """Carry out the verdicts in the order of the walk, ask first, or only tell."""
-        rehearsing, names = self.settings.dry_run, self.settings.users
-        asking, number = not self.settings.force and not rehearsing, 0
-        total = sum(phone.verdict in WRITES for phone in found)
-        for phone in found:
-            writing = phone.verdict in WRITES
-            number += writing
-            outcome = ""
-            try:
-                # The phone itself names all its users; a look-up by name may not.
-                if (asking and writing) or (rehearsing and names):
-                    outcome = self.duo.persist(self.step, phone, False)
-                if not outcome and not writing:
-                    outcome = phone.verdict.done
-                if not outcome and rehearsing:
-                    outcome = f"would_{phone.verdict.verb}"
-                if not outcome and asking:
-                    question = self.report.question(phone, self.report.now())
-                    answer = self.report.ask(f"{number} of {total}: {question}")
-                    if answer == "q":
-                        return
-                    asking = answer != "a"
-                    outcome = "declined" if answer == "n" else ""
-                if not outcome:
-                    outcome = self.duo.persist(self.step, phone, True)
-                self.report.event(outcome, phone)
-            except Failure as failure:
-                self.report.fail(str(failure), phone)
-                if failure.fatal:
-                    return
+class DuoAdmin(duo_client.Admin):
+    """The Admin API over kept connections, where every wait ends."""
 
-    def step(self, phone: Found, write: bool) -> str:
-        """Read a phone again and carry its verdict out if that still stands.
+    def __init__(self, settings: Settings, report: Report) -> None:
+        host, port = settings.host
+        super().__init__(settings.ikey, settings.skey, host, port=port)
+        self.timeout, self.dialed = settings.timeout, f"{host}:{port}"
+        if settings.proxy:
+            self.set_proxy(*settings.proxy)
+            self.dialed = f"the proxy {self.proxy_host}:{self.proxy_port}"
+        self._tls, self._report = settings.ca_certs, report
+        self._reads: dict[str, float] = {}  # by path, until when it vouches (monotonic)
+        self._pause_ends = 0.0  # monotonic
+        self._reusing = True
+        # Connections, with the time since which they are idle (monotonic).
+        self._idle: list[tuple[http.client.HTTPSConnection, float]] = []
 
-        Returns the event that tells what became of it; "" if `write` is false and the
-        verdict stands. What earlier tries sent is in `phone.sent`: where that is found
-        done, only the answer was lost.
-        """
-        earlier = [*phone.sent]
+    def go_on(self) -> None:
+        """Raise Stopped if nothing more is to be done."""
+        if self._report.signals or self._report.ended:
+            raise Stopped
+
+    def has_fresh_read(self, phone_id: str) -> bool:
+        """Tell whether a write to a phone may still be sent on its last read."""
+        return time.monotonic() <= self._reads.get(f"/admin/v1/phones/{phone_id}", 0.0)
+
+    def _make_request(self, method: str, uri: str, body: Any, headers: Any) -> Any:
+        """Make one exchange with Duo, all of duo_client's transport; no stale write."""
+        self.go_on()
+        path, longest = uri.partition("?")[0], EXCHANGE * self.timeout
+        latest = time.monotonic() + longest
+        if method != "GET":  # a read vouches for one try
+            latest = min(latest, self._reads.pop(path, 0.0))
+        exchange = start(self._exchange, method, uri, body, headers, latest)
+        if not futures.wait([exchange], longest).done:
+            raise socket.timeout("no whole answer in ten time-outs")
+        response, data, sent = exchange.result()
+        if method == "GET":
+            self._reads[path] = sent + FRESH
+        elif (method, response.status) == ("DELETE", 204):  # as good as a 200
+            response.status, data = 200, b'{"stat": "OK", "response": ""}'
+        return response, data
+
+    def _exchange(
+        self, method: str, uri: str, body: Any, headers: Any, latest: float
+    ) -> tuple[http.client.HTTPResponse, bytes, float]:
+        """Send a request by `latest`; return its answer and when it was sent."""
+        connection, began = self._connection(method), time.monotonic()
+        status, keep = "failed", False
         try:
-            record = self.duo.get_phone_by_id(phone.phone_id)
-            now = self.report.now()
-            # An answer that got mixed up must not vouch for another phone.
-            if not isinstance(record, dict) or record.get("phone_id") != phone.phone_id:
-                raise Failure("Duo's answer is not a phone of this id", passing=True)
-            old_tag, phone.record = read_tag(phone.record), record
-            users = record.get("users")
-            if isinstance(users, list):
-                names = [user_name(user) for user in users if isinstance(user, dict)]
-                phone.users = names or phone.users
-            if (record.get("name") or "") in earlier:
-                return phone.verdict.done
-            if self.judge(record, now) is not phone.verdict:
-                return "changed"
-            if phone.verdict is Verdict.DELETE and read_tag(record) != old_tag:
-                return "changed"
-            if not write:
-                return ""
-            if phone.verdict is Verdict.DELETE:
-                self.report.event("deleting", phone)
-                phone.sent.append(Verdict.DELETE)
-                self.duo.delete_phone(phone.phone_id)
+            if connection.sock is None:
+                connection.connect()
+            sent = time.monotonic()
+            self.go_on()
+            if sent > latest:  # the next write takes it: else a slow one would never do
+                self.close()
+                keep = True
+                text = f"no write could follow within {FRESH:g} s of a read"
+                raise Failure(STALE, text)
+            self._report.requests.append(method)
+            connection.request(method, uri, body, headers)
+            response = connection.getresponse()
+            data, status, keep = response.read(), str(response.status), self._reusing
+        finally:
+            if keep:
+                self._idle.append((connection, time.monotonic()))
             else:
-                name = str(now) if phone.verdict is Verdict.STAMP else ""
-                phone.sent.append(name)
-                self.duo.update_phone(phone.phone_id, name=name)
-                phone.record = {**record, "name": name}
-        except RuntimeError as error:
-            if duo_code(error) != NOT_FOUND:
-                raise
-            return "deleted" if Verdict.DELETE in earlier else "gone"
-        return phone.verdict.done
+                connection.close()
+            took = time.monotonic() - began
+            self._report.log(f"{method} {uri}: {status} after {took:.2f} s", 2)
+        return response, data, sent
+
+    def _connection(self, method: str) -> http.client.HTTPSConnection:
+        with contextlib.suppress(IndexError):
+            while self._reusing or method != "GET":
+                connection, since = self._idle.pop()
+                if time.monotonic() < since + IDLE:
+                    return connection
+                connection.close()
+        # Not duo_client's class: it sends a proxy's name as the TLS server name, and
+        # without TCP_NODELAY each POST on a kept connection takes 40 ms longer.
+        host, port = self.proxy_host or self.host, self.proxy_port or self.port
+        connection = http.client.HTTPSConnection(
+            host, port, timeout=self.timeout, context=self._tls
+        )
+        if self.proxy_host:
+            connection.set_tunnel(self.host, self.port, self.proxy_headers)
+        return connection
+
+    def close(self) -> None:
+        """Close the connections that are kept, and keep none from now on."""
+        self._reusing = False
+        idle, self._idle = self._idle, []
+        for connection, _ in idle:
+            connection.close()
+
+    def persist(self, step: Callable[..., T], *about: Any) -> T:
+        """Carry out a step, again if it fails in passing. Raises Failure, Stopped.
+
+        A step reads before it writes: no write is repeated without a fresh read.
+        """
+        tries, began = 0, time.monotonic()
+        while True:
+            time.sleep(max(0.0, self._pause_ends - time.monotonic()))
+            try:
+                return step(*about)
+            except (*ERRORS, Failure) as error:
+                failure, now = self.explain(error), time.monotonic()
+            self._report.log(f"this try: {failure}", 2)
+            jitter, waited = random.uniform(0.7, 1), now - began
+            if failure.cause == 429 and waited < PATIENCE:  # no try: all threads wait
+                pause_ends = now + (2 * PAUSE + waited / 10) * jitter
+                self._pause_ends = max(self._pause_ends, pause_ends)
+            elif failure.cause in PASSING and tries < TRIES - 1:
+                tries += 1
+                if failure.cause != STALE:  # a server may close each without a word
+                    self.close()
+                time.sleep(tries * PAUSE * jitter)
+            else:
+                raise failure
+
+    def explain(self, error: Exception) -> Failure:
+        """Turn an error into a Failure that says what can be done about it."""
+        if isinstance(error, Failure):
+            return error
+        if isinstance(error, ssl.SSLCertVerificationError):
+            text = f"the certificate of {self.host} fails: {error.verify_message}"
+            return Failure(CERTIFICATE, text.rstrip("."))
+        if isinstance(error, OSError):  # nobody answered, not even with an error
+            why = plain(error)
+            hint = "check --host (DUO_HOST) and the network"
+            hint = "check HTTPS_PROXY" if self.proxy_host else hint
+            if isinstance(error, socket.timeout):
+                hint = "check the network, or see --timeout (DUO_TIMEOUT)"
+            return Failure(NO_ANSWER, f"no answer from {self.dialed}: {why}", hint)
+        cause, data = getattr(error, "status", 200), getattr(error, "data", None)
+        text = re.sub("^Received", "Duo answers", str(error))
+        if cause == 200 and isinstance(data, dict) and data.get("stat") == "FAIL":
+            cause, text = duo_code(error) // 100, f"Duo answers {data.get('message')}"
+        elif cause == 200:  # cut short, not HTTP, not JSON, or not as documented
+            what = error if isinstance(error, http.client.HTTPException) else "no JSON"
+            cause, text = BROKEN, f"{self.dialed} is not Duo's Admin API: {what}"
+        return Failure(cause, shorten(text, 200))
+
+    def list_users(self) -> Iterator[tuple[list[Record], int]]:
+        """Yield each page of the user listing, and the number of all users, or 0."""
+        # Each page names the offset of the next. Pages are asked for ahead, guessing
+        # that all are as long as the last; where Duo goes on elsewhere, so does this.
+
+        def get(offset: int) -> tuple[list[Record], Record]:
+            return self.persist(self.get_page, {"offset": str(offset)})
+
+        offset, length, total = 0, PAGE, 0
+        guesses = ahead(get, [0], 0)
+        while True:
+            guess = next(guesses, None)
+            if not guess or guess[0] != offset:
+                offsets = range(offset, max(total, offset + 1), length)
+                guesses = ahead(get, offsets, PAGES_AHEAD)
+                guess = next(guesses)
+            users, metadata = guess[1].result()
+            number, following = map(metadata.get, ("total_objects", "next_offset"))
+            total = number if type(number) is int else 0
+            yield users, total
+            if following is None:
+                break
+            if type(following) is not int or following <= offset:
+                raise Failure(LISTING, "Duo's listing does not go on: next_offset")
+            offset, length = following, following - offset
+        seen = offset + len(users)
+        if seen < total:
+            raise Failure(LISTING, f"Duo's listing ends at {seen} of {total} users")
+
+    def get_page(self, params: Record) -> tuple[list[Record], Record]:
+        """Return a page of users and its metadata. Raises Failure."""
+        params = {"limit": str(PAGE), **params}
+        answer = self.api_call("GET", "/admin/v1/users", params)
+        users, metadata = self.parse_json_response_and_metadata(*answer)
+        whole = isinstance(users, list) and isinstance(metadata, dict)
+        if not whole or not all(isinstance(user, dict) for user in users):
+            raise Failure(BROKEN, "Duo's answer is not a page of users")
+        return users, metadata
 
 
-# -------------------------------------------------------------------------- reporting
+# ------------------------------------------------------------------- what is reported
 
-REHEARSED = ("waiting", "named", "would_stamp", "would_delete", "would_untag")
-LOUD = ("failed", "unknown_user")  # events that make the exit status 1
 EVENTS = {  # with the level of the log that tells each: see Report.log
-    **dict.fromkeys(LOUD, 0),
     **dict.fromkeys(("stamped", "deleted", "untagged"), 1),
+    **dict.fromkeys(("would_stamp", "would_delete", "would_untag"), 2),
     **dict.fromkeys(("declined", "changed", "gone"), 1),
-    **dict.fromkeys(("deleting", *REHEARSED), 2),
+    **dict.fromkeys(("deleting", "waiting", "named"), 2),
+    **dict.fromkeys(("failed", "unknown_user"), 0),  # they make the exit status 1
 }
-
-
-class OutputError(Exception):
-    """Standard output cannot be written."""
-
-
-class Stopped(Exception):
-    """A signal has come, or the run is over: nothing more is done or waited for."""
 
 
 def shorten(text: str, width: int) -> str:
@@ -605,69 +709,82 @@ def escape(text: str, stream: TextIO | None) -> str:
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def utc(seconds: float) -> datetime:
-    """Return an aware UTC time for seconds since the epoch."""
-    return datetime.fromtimestamp(seconds, timezone.utc)
+def plain(error: Exception) -> str:
+    """Return what an error says, without OpenSSL's noise."""
+    text = getattr(error, "strerror", None) or str(error)
+    return re.sub(r"^\[[A-Z0-9: _]*] | \(_ssl\.c:[0-9]+\)$", "", text)
 
 
-def iso(seconds: float) -> str:
+def columns(text: str) -> int:
+    """Return how many columns of a terminal a text takes."""
+    wide = sum(unicodedata.east_asian_width(each) in "WF" for each in text)
+    return len(text) + wide - sum(unicodedata.combining(each) > 0 for each in text)
+
+
+def count(number: int, what: str) -> str:
+    """Say how many of something there are: "1 user", "2 users"."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def iso(seconds: int) -> str:
     """Return seconds since the epoch in ISO 8601, UTC."""
-    return utc(seconds).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
-def age(since: int, now: int) -> str:
-    """Say how far two times, in seconds since the epoch, are apart: "3 days"."""
-    passed = dateutil.relativedelta.relativedelta(
-        utc(max(since, now)), utc(min(since, now))
-    )
-    for unit in ("years", "months", "days", "hours", "minutes", "seconds"):
-        number = getattr(passed, unit)
-        if number:
-            return f"{number} {unit if number > 1 else unit[:-1]}"
-    return "0 seconds"
+def span(seconds: int) -> str:
+    """Return a length of time in its largest unit: "25 minutes", "3 days"."""
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            return count(seconds // length, unit)
+    return count(seconds, "second")
+
+
+class Journal:
+    """A file of JSON lines, for its owner alone. Each is on the disk once written."""
+
+    def __init__(self, path: str) -> None:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_DSYNC
+        self.path, self.file = path, os.open(path, flags, 0o600)
+
+    def write(self, line: str) -> None:
+        """Write a line, and end one before it that a full disk tore. Raises OSError."""
+        size, data = os.fstat(self.file).st_size, f"{line}\n".encode()
+        if size and os.pread(self.file, 1, size - 1) != b"\n":
+            data = b"\n" + data
+        while data:
+            data = data[os.write(self.file, data) :]
 
 
 class Report:
-    """Counts what happens and tells it: on stderr, and on stdout what was asked for.
+    """Counts what happens and tells it: on stderr, on stdout and in the journal."""
 
-    `status` is the exit status so far. Once one of `signals` has come, no thread sends
-    another request; once the end has been told, none tells anything more.
-    """
-
-    def __init__(
-        self, settings: Settings, clock: Callable[[], float], signals: Sequence[int]
-    ) -> None:
+    def __init__(self, settings: Settings, clock: Clock, signals: list[int]) -> None:
         self.settings, self.clock, self.signals = settings, clock, signals
         self.began = time.monotonic()
-        self.counts = dict.fromkeys(EVENTS, 0)
-        self.users_seen = self.phones_seen = self.limbo = self.requests = 0
-        self.status = 0
-        self.ended = False
-        self.rehearsed: list[Found] = []  # in a dry run, the rows of its table
+        self.counts = dict.fromkeys(("users_seen", "phones_seen", "limbo", *EVENTS), 0)
+        self.requests: list[str] = []  # the method of each that was sent
+        self.pages = self.status = 0
         self.terminal = bool(sys.stderr and sys.stderr.isatty())
-        self.before = ""  # what to write to stderr before anything else
-        self.lock = threading.RLock()
+        self.then = ""  # what ends or clears the line that stderr is on
+        self.lock, self.ended = threading.RLock(), False
+        # Where JSON lines go, or else the table of a dry run.
+        self.outputs: dict[str, Callable[[str], None]] = {}
+        self.tabular = settings.dry_run and not settings.json
+        if settings.json or settings.dry_run:
+            self.outputs["standard output"] = self.write
+        if settings.journal and not settings.dry_run:
+            self.outputs[settings.journal.path] = settings.journal.write
 
     def now(self) -> int:
         """Return the time in seconds since the epoch."""
         return int(self.clock())
 
-    def request(self) -> None:
-        """Count a request that is about to be sent. Raises Stopped."""
-        with self.lock:
-            if self.signals or self.ended:
-                raise Stopped
-            self.requests += 1
-
-    def show(self, text: str, end: str = "\n", before: str = "") -> bool:
-        """Write to stderr; tell if that worked.
-
-        `before` goes in front of what is written next, unless Enter has ended the line.
-        """
+    def show(self, text: str, end: str = "\n", then: str = "") -> bool:
+        """Write to stderr, and `then` before whatever is next; tell if that worked."""
         with self.lock:
             if self.ended:
                 return False
-            text, self.before = self.before + escape(text, sys.stderr) + end, before
+            text, self.then = self.then + escape(text, sys.stderr) + end, then
             try:
                 sys.stderr.write(text)
                 sys.stderr.flush()
@@ -680,235 +797,122 @@ class Report:
         if level <= max(self.settings.verbose, self.terminal):
             self.show(time.strftime("%Y-%m-%d %H:%M:%S ") + text)
 
-    def event(self, event: str, phone: Found | None = None, **details: Any) -> None:
-        """Count an event and tell it, to the journal first.
-
-        Raises OutputError, and Stopped where there is a journal.
-        """
-        about: Record = {}
-        if phone:
-            tag = read_tag(phone.record)
-            about["phone_id"] = phone.phone_id
-            about["number"] = phone.record.get("number")
-            about["users"] = phone.users
-            about["tagged"] = None if tag is None else iso(tag)
-            if event in ("deleting", "would_delete"):
-                about["record"] = phone.record
-            if event in REHEARSED:
-                self.rehearsed.append(phone)
-        verbose = self.settings.verbose or self.settings.dry_run
-        told = [event.replace("_", " "), phone, *details.values()]
-        with self.lock:
-            self.counts[event] += 1
-            if verbose or event not in ("waiting", "named"):
-                self.journal(event, **about, **details)
-            self.log(": ".join(str(each) for each in told if each), EVENTS[event])
-            if event in LOUD:
-                self.status = 1
-
-    def fail(self, error: str, phone: Found | None = None) -> None:
-        """Tell what went wrong, with one phone or without. Raises OutputError."""
-        self.event("failed", phone, error=error)
-
-    def journal(self, event: str, **details: Any) -> None:
-        """Write a JSON line if they were asked for. Raises OutputError."""
-        if self.settings.json:
-            line = {"event": event, "time": iso(self.now()), **details}
-            self.write(json.dumps(line))
-
-    def write(self, line: str) -> None:
-        """Write a line to stdout, now. Raises OutputError, once, and Stopped."""
-        with self.lock:
-            if self.ended:
-                raise Stopped
-            if self.before:
-                self.show("", "")
-            try:
-                if not sys.stdout:
-                    raise OSError("it is closed")
-                sys.stdout.write(line + "\n")
-                sys.stdout.flush()
-            except (OSError, ValueError) as error:
-                # Nothing more goes there: what is left to tell, the log tells.
-                self.settings = self.settings._replace(json=False, dry_run=False)
-                why = f"standard output cannot be written: {error}"
-                raise OutputError(why) from error
-
-    def progress(self, length: int) -> None:
-        """Show on a terminal how far a walk of more than a second has come."""
+    def progress(self, total: int) -> None:
+        """Count a page; show on a terminal how far a walk of over a second has come."""
+        self.pages += 1
         if self.terminal and time.monotonic() - self.began > 1:
-            of = f" of {length}" if length else ""
-            text = f"{self.users_seen}{of} users"
+            text = f"{self.counts['users_seen']}{f' of {total}' if total else ''} users"
             self.show(text, "", "\r" + " " * len(text) + "\r")
 
     def ask(self, question: str) -> str:
-        """Ask on stderr and return y, n, a or q; the end of the input is a failed q."""
-        while True:
-            answer = ""
-            if self.show(f"{question} [y/n/a/q] ", "", "\n"):
-                # No standard input, a lost terminal, a closed file:
-                with contextlib.suppress(AttributeError, OSError, ValueError):
-                    answer = sys.stdin.buffer.readline().decode(errors="replace")
-                    self.before = ""
-                    if not (sys.stdin.isatty() and answer.endswith("\n")):
-                        self.show(shorten(answer, 40))  # Enter has not ended the line
-            if not answer:
-                self.fail("no answer, the input has ended: nothing more is written")
-                return "q"
-            answer = answer.strip().lower()
-            if answer == "q":
-                self.log("stopped at the prompt: nothing more is written")
-            if answer in ("y", "yes", "n", "no", "a", "q"):
-                return answer[0]
-            self.log("y: yes, n: no, a: yes to all that are left, q: stop here")
+        """Show a question on stderr; return the line that answers it, "" for none."""
+        # What was typed before the question is no answer. (What is in a pipe is.)
+        with contextlib.suppress(TypeError, OSError, ValueError, termios.error):
+            termios.tcflush(sys.stdin, termios.TCIFLUSH)
+        answer = ""
+        if self.show(question, "", "\n"):
+            # No standard input, a lost terminal, a closed file:
+            with contextlib.suppress(AttributeError, OSError, ValueError):
+                answer = sys.stdin.buffer.readline().decode(errors="replace")
+                self.then = ""
+                if not (sys.stdin.isatty() and answer.endswith("\n")):
+                    self.show(shorten(answer, 40))  # Enter has not ended the line
+        return answer
 
-    def reason(self, phone: Found, now: int) -> str:
-        """Say why a phone has its verdict."""
-        tag = read_tag(phone.record)
-        if phone.verdict is Verdict.NAMED:
-            return f"named {shorten(repr(phone.record.get('name')), 40)}"
-        if tag is None:
-            return "not tagged yet"
-        if phone.verdict is not Verdict.WAIT:
-            since = {Verdict.UNTAG: ", set up since", Verdict.STAMP: ", in use since"}
-            ago = f"tagged {age(tag, now)} {'ago' if tag <= now else 'ahead'}"
-            return ago + since.get(phone.verdict, "")
-        if tag > now:
-            return "its tag is in the future"
-        try:
-            read_last_seen(phone.record)
-        except (ValueError, OverflowError):
-            return "its last_seen is unreadable"
-        end = tag + self.settings.grace_period * 60
-        return f"{age(now, max(now, end))} left"  # it may be due since the walk
-
-    def question(self, phone: Found, now: int) -> str:
-        """Ask what to do with a phone, with all that one needs to know to answer."""
-        becomes = {Verdict.STAMP: str(now), Verdict.UNTAG: "blank"}.get(phone.verdict)
-        write = f" (its name becomes {becomes})" if becomes else ""
-        return f"{phone.verdict.verb} {phone}, {self.reason(phone, now)}{write}?"
-
-    def table(self) -> None:
-        """Tell what a run would do, if that was asked for. Raises OutputError."""
-        if not self.settings.dry_run or self.settings.json:
-            return
-        now = self.now()
-        rows = [["USERS", "NUMBER", "PHONE ID", "FIRST SEEN", "AGE", "A RUN WOULD"]]
-        for phone in self.rehearsed:
+    def event(self, event: str, phone: Phone | None = None, **details: Any) -> None:
+        """Count an event and tell it. Raises OutputBroken."""
+        self.counts[event] += 1
+        self.status = self.status or int(EVENTS[event] == 0)
+        names = {"failed": "error", "unknown_user": "error: no such user in Duo"}
+        told = [names.get(event, event.replace("_", " "))]
+        line: Record = {"event": event, "time": iso(self.now())}
+        if phone:
+            told.append(f"{phone} ({phone.phone_id})")
             tag = read_tag(phone.record)
-            first_seen = utc(tag).astimezone().strftime("%Y-%m-%d %H:%M") if tag else ""
-            row = [", ".join(phone.users), phone.number, phone.phone_id, first_seen]
-            row.append(age(tag, now) if tag and tag <= now else "")
-            row.append(f"{phone.verdict.verb}: {self.reason(phone, now)}")
-            rows.append([escape(shorten(cell, 60), sys.stdout) for cell in row])
-        widths = [max(map(len, column)) for column in zip(*rows)]
-        for row in rows if self.rehearsed else [["No limbo phones."]]:
-            cells = (cell.ljust(width) for cell, width in zip(row, widths))
-            self.write("  ".join(cells).rstrip())
+            line.update(phone_id=phone.phone_id, number=phone.record.get("number"))
+            line.update(users=phone.users, tagged=tag and iso(tag))
+            if event in ("deleting", "would_delete"):
+                line["record"] = phone.record
+        self.log(": ".join([*told, *details.values()]), EVENTS[event])
+        verbose = self.settings.verbose or self.settings.dry_run
+        if verbose or event not in ("waiting", "named"):
+            self.put({**line, **details})
+
+    def fail(self, error: str, phone: Phone | None = None) -> None:
+        """Tell what went wrong, with one phone or in all. Raises OutputBroken."""
+        self.event("failed", phone, error=error)
+
+    def put(self, line: str | Record) -> None:
+        """Write text of a dry run, or JSON. Raises OutputBroken, having told it."""
+        if isinstance(line, str) != self.tabular:
+            return
+        text = escape(line, sys.stdout) if isinstance(line, str) else json.dumps(line)
+        broken = {}
+        for name, write in self.outputs.items():
+            try:
+                write(text)
+            except (OSError, ValueError) as error:
+                broken[name] = f"{name} cannot be written: {error}"
+        for name in broken:  # before that is told to the others
+            del self.outputs[name]
+        for trouble in broken.values():
+            self.fail(trouble)
+        if broken:
+            raise OutputBroken
+
+    def write(self, line: str) -> None:
+        """Write a line to standard output, now. Raises OSError and ValueError."""
+        if self.then:
+            self.show("", "")
+        if not sys.stdout:
+            raise OSError("it is closed")
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
 
     def end(self) -> int:
         """Tell the summary and return the exit status."""
-        with self.lock:
-            if self.signals:
-                number = self.signals[0]
-                self.stop(f"stopped by {signal.Signals(number).name}", 128 + number)
-            try:
-                self.summarise()
-            except OutputError as error:
-                self.stop(str(error))
-                self.summarise()
+        if self.signals:
+            self.log(f"error: stopped by {signal.Signals(self.signals[0]).name}")
+            self.status = 128 + self.signals[0]
+        while True:  # again without the output that breaks now, if one does
+            facts, text = self.summary()
+            with contextlib.suppress(OutputBroken):
+                self.put(facts)
+                self.put(text)
+                break
+        # A run that failed before it read anything has said all there is to say.
+        loud = self.status > 1 or (self.status and self.pages)
+        with self.lock:  # so that nothing comes after it
+            if not (self.tabular and self.outputs):
+                self.log(text, 0 if loud else 1)
             self.ended = True
-            return self.status
+        return self.status
 
-    def stop(self, why: str, status: int = 1) -> None:
-        """Say why the run ends here, with what exit status."""
-        self.log(why)
-        self.status = max(self.status, status)
-
-    def summarise(self) -> None:
-        """Say in one line what the run saw and did. Raises OutputError, once."""
-        facts = {
-            "users_seen": self.users_seen,
-            "phones_seen": self.phones_seen,
-            "limbo": self.limbo,
-            **self.counts,
-            "requests": self.requests,
-            "seconds": round(time.monotonic() - self.began, 1),
-            "exit_status": self.status,
-        }
-        self.journal("summary", **facts)
-        words = {"named": "left alone", "limbo": "in limbo"}
-        text = ", ".join(
-            f"{words.get(fact, fact).replace('_', ' ')} {number}"
-            for fact, number in facts.items()
-            if self.counts.get(fact, 1) and fact != "deleting"
-        )
-        if self.settings.dry_run and not self.settings.json:
-            self.write(text)
-            return
-        # A run that failed before it saw anything has said all there is to say.
-        loud = self.status > 1 or (self.status and self.users_seen)
-        self.log(text, 0 if loud else 1)
+    def summary(self) -> tuple[Record, str]:
+        """Return what the run saw and did, as a JSON line and as a sentence."""
+        requests, seconds = len(self.requests), round(time.monotonic() - self.began, 1)
+        facts: Record = {"event": "summary", "time": iso(self.now()), **self.counts}
+        facts.update(requests=requests, seconds=seconds, exit_status=self.status)
+        names = {"named": "kept", "unknown_user": "unknown user"}
+        users, phones, limbo = [*self.counts.values()][:3]
+        text = f"{count(users, 'user')}, {count(phones, 'phone')}, {limbo} in limbo"
+        for event in EVENTS:
+            if self.counts[event] and event != "deleting":
+                name = names.get(event, event.replace("would_", "to "))
+                text += f"{', ' if ':' in text else ': '}{self.counts[event]} {name}"
+        text = text if self.pages else "nothing was read"
+        status = f"; exit status {self.status}" if self.status else ""
+        return facts, f"{text}; {count(requests, 'request')}, {seconds} s{status}"
 
 
-# ------------------------------------------------------------------- the command line
+# -------------------------------------------------------------------- the command line
 
-HELP = """\
-usage: duo_phone_cleanup [options] [user ...]
+EPILOG = """\
+Options override environment variables; an empty variable counts as unset. In a
+variable, yes and no turn a switch on and off (DUO_FORCE=no is --no-force), and
+DUO_VERBOSE is a number. HTTPS_PROXY and NO_PROXY are honored.
 
-Delete the phones that users left half set up in Duo, so that they can start over.
-
-A user who stops before a new phone is activated leaves a limbo phone behind: a
-"Generic Smartphone", not activated, with which nobody can log in. The first run to
-see it stamps it: the time becomes its name. A later run deletes it once that tag is
-older than the grace period. A phone that a person has named is left alone for ever.
-
-  user                  look only at these users' phones, by user name or alias
-
-the Admin API application
-  Whoever has its secret key can change or delete anybody's second factor. Treat the
-  key like a password: keep it where this job alone can read it, send it to nobody.
-
-  -H, --host HOST       API hostname, HOST or HOST:PORT            [DUO_HOST]
-  -i, --ikey IKEY       integration key                            [DUO_IKEY]
-  -s, --skey SKEY       secret key; others see it in ps            [DUO_SKEY]
-      --skey-file FILE  read the secret key from a file            [DUO_SKEY_FILE]
-
-what a run does
-  -n, --dry-run         show what a run would do, write nothing    [DUO_DRY_RUN]
-      --no-force        ask before each write: y or n, a for a yes [DUO_FORCE]
-                        to all that are left, q to stop here
-  -g, --grace-period MINUTES
-                        how long a tagged phone may stay, 10       [DUO_GRACE_PERIOD]
-                        unless given; Duo's own set-up seems to
-                        time out after about 17 minutes
-      --max-deletions N delete none if there are more than N to    [DUO_MAX_DELETIONS]
-                        delete; "none", or not given: no limit
-      --untag           make a phone's name blank again if it was  [DUO_UNTAG]
-                        set up after it was stamped
-
-output and network
-  -v, --verbose         say what is done; -vv: every step          [DUO_VERBOSE]
-      --json            a JSON object per line on standard output  [DUO_JSON]
-      --timeout SECONDS for each wait for the network, 30 unless   [DUO_TIMEOUT]
-                        given
-      --ca-certs FILE   CA certificates to trust instead of those  [DUO_CA_CERTS]
-                        that come with duo_client, for networks
-                        that inspect TLS
-  -h, --help, --version
-
-Each option is also an environment variable, in brackets. An option beats any variable;
-an empty variable counts as not given; DUO_FORCE=no is --no-force, and so on, and
-DUO_VERBOSE a number. Each switch has its opposite: -f, --force, --no-dry-run,
---no-json, --no-untag.
-HTTPS_PROXY and NO_PROXY are honoured.
-
-examples
-  duo_phone_cleanup --dry-run                    show what a run would do
-  duo_phone_cleanup --no-force ann bob           ask about the phones of two users
-  duo_phone_cleanup -g 20 --max-deletions 50     clean up the tenant, from cron
-
-exit status
+exit status:
   0  all well, nothing to do, or declined at the prompt
   1  something failed, or a limit or an unknown user stopped part of it
   2  the command line or a variable is wrong
@@ -920,30 +924,8 @@ class UsageError(Exception):
     """What is wrong with the command line or the environment: names, never values."""
 
 
-class Settings(NamedTuple):
-    """What was asked for on the command line and in the environment."""
-
-    skey: str
-    skey_exposed: bool  # others can read the file it is in
-    ikey: str
-    host: tuple[str, int | None]
-    grace_period: int
-    force: bool
-    dry_run: bool
-    max_deletions: int | None
-    untag: bool
-    json: bool
-    timeout: float
-    tls: ssl.SSLContext
-    proxy: tuple[str, int, Mapping[str, str]] | None
-    verbose: int
-    users: list[str]
-
-
-def matching(
-    pattern: str, expected: str, convert: Callable[[str], Any] = str
-) -> Callable[[str], Any]:
-    """Return a converter from text that fits a pattern; else it raises ValueError."""
+def matching(pattern: str, expected: str, convert: Converter = str) -> Converter:
+    """Return a converter of text that fits a pattern; else it raises ValueError."""
 
     def converter(text: str) -> Any:
         if not re.fullmatch(pattern, text, re.IGNORECASE | re.ASCII):
@@ -953,253 +935,239 @@ def matching(
     return converter
 
 
-TRUE = ("y", "yes", "t", "true", "on", "1")
-FALSE = ("n", "no", "f", "false", "off", "0")
-to_switch = matching("|".join(TRUE + FALSE), "yes or no", lambda x: x.lower() in TRUE)
+YES, NO = ("y", "yes", "t", "true", "on", "1"), ("n", "no", "f", "false", "off", "0")
+to_switch = matching("|".join(YES + NO), "yes or no", lambda text: text.lower() in YES)
 to_key = matching("[!-~]+", "a key as Duo shows it, one word of ASCII")
-to_number = matching("[0-9]{1,9}", "a whole number, 0 or more", int)
-to_limit = matching(
-    "none|[0-9]{1,9}",
-    "a whole number, 0 or more, or none",
-    lambda text: int(text) if text.isdigit() else None,
-)
-to_seconds = matching(
-    r"(?=.*[1-9])[0-9]{1,6}(\.[0-9]{1,6})?", "seconds, more than 0", float
-)
+to_number = matching(r"\d{1,9}", "a whole number, 0 or more", int)
+to_seconds = matching(r"(?=.*[1-9])\d{1,6}(\.\d{1,6})?", "seconds, more than 0", float)
 
 
-def to_host(text: str) -> tuple[str, int | None]:
-    """Return host, and port if any, of HOST[:PORT] or a URL. Raises ValueError."""
+def to_limit(text: str) -> int | None:
+    """Return a number, None for "none". Raises ValueError."""
+    return None if text.lower() == "none" else int(to_number(text))
+
+
+def to_host(text: str) -> tuple[str, int]:
+    """Return the host and port of HOST[:PORT] or a URL. Raises ValueError."""
     name = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
     pattern = rf"(?:https?://)?({name}(?:\.{name})*)(?::([0-9]{{1,5}}))?(?:/.*)?"
     match = re.fullmatch(pattern, text.lower())
     if not match or not 0 < int(match[4] or 443) < 65536:
         raise ValueError("expected HOST[:PORT], such as api-12345678.duosecurity.com")
-    return match[1], int(match[4]) if match[4] else None
+    return match[1], int(match[4] or 443)
 
 
-def read_key(path: str) -> tuple[str, bool]:
-    """Return the key in a file, and whether others can read that. Raises ValueError."""
-    try:
-        with Path(path).open(encoding="ascii", errors="replace") as file:
-            exposed = os.fstat(file.fileno()).st_mode & stat.S_IROTH
-            return to_key(file.read(1000).strip()), bool(exposed)
-    except OSError as error:
-        raise ValueError(f"cannot be read: {error.strerror}") from None
+def to_key_of_file(path: str) -> tuple[str, bool]:
+    """Return the key in a file, and whether others can read that. Raises OSError."""
+    with Path(path).open(encoding="ascii", errors="replace") as file:
+        exposed = os.fstat(file.fileno()).st_mode & 0o004
+        return to_key(file.read(1000).strip()), bool(exposed)
 
 
 def to_tls(path: str) -> ssl.SSLContext:
-    """Return a TLS context that trusts the CAs in a file. Raises ValueError."""
+    """Return a TLS context that trusts the CAs in a file. Raises OSError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # which verifies, always
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_verify_locations(path)
-    except OSError as error:
-        raise ValueError(f"no CA certificates there: {error.strerror}") from None
+    context.load_verify_locations(path)
     return context
 
 
-def find_proxy(
-    host: str, port: int | None
-) -> tuple[str, int, Mapping[str, str]] | None:
-    """Return host, port and headers of the environment's proxy. Raises ValueError."""
-    url = urllib.request.getproxies().get("https")
-    if not url or urllib.request.proxy_bypass(f"{host}:{port or 443}"):
-        return None
-    pattern = (
-        r"(?:http://)?(?:([^/]+)@)?([^][/@:\s]+|\[[0-9a-f:.]+])(?::([0-9]{1,5}))?/?"
-    )
-    match = re.fullmatch(pattern, url)
-    if not match or not 0 < int(match[3] or 80) < 65536:
-        raise ValueError("expected http://[USER:PASSWORD@]HOST[:PORT]")
-    login = match[1] or ""
-    basic = base64.b64encode(urllib.parse.unquote_to_bytes(login)).decode()
-    headers = {"Proxy-Authorization": f"Basic {basic}"} if login else {}
-    return match[2].strip("[]"), int(match[3] or 80), headers
-
-
-OPTIONS: dict[str, tuple[str, Callable[[str], Any], Any]] = {
-    # name: short form, from text to value, value when not given
-    "skey": ("-s", to_key, None),
-    "skey_file": ("", read_key, None),
-    "ikey": ("-i", to_key, None),
-    "host": ("-H", to_host, None),
-    "grace_period": ("-g", to_number, 10),
-    "force": ("-f", to_switch, True),
-    "dry_run": ("-n", to_switch, False),
-    "max_deletions": ("", to_limit, None),
-    "untag": ("", to_switch, False),
-    "json": ("", to_switch, False),
-    "timeout": ("", to_seconds, 30.0),
-    "ca_certs": ("", to_tls, None),
-    "verbose": ("-v", to_number, 0),
+# By group: flags and metavar (a switch has none), converter, default, help. Each is a
+# variable, too: DUO_GRACE_PERIOD for --grace-period. The default is text, as that is.
+# fmt: off
+OPTIONS: dict[str, list[tuple[str, Converter, str, str]]] = {
+    "the Admin API application (its secret key can delete anybody's second factor)": [
+        ("-H --host HOST", to_host, "", "API hostname, HOST or HOST:PORT"),
+        ("-i --ikey IKEY", to_key, "", "integration key"),
+        ("-s --skey SKEY", to_key, "", "secret key; others can see it in ps"),
+        ("--skey-file FILE", to_key_of_file, "", "read the secret key from a file"),
+    ],
+    "what a run does": [
+        ("-n --dry-run", to_switch, "no", "show what a run would do, write nothing"),
+        ("-f --force", to_switch, "yes", "--no-force: ask before each write"),
+        ("-g --grace-period MINUTES", to_number, "10",
+         "minutes a tagged phone may stay; Duo's setup seems to end after about 17"),
+        ("--max-deletions N", to_limit, "100",
+         "delete none if more than N phones are due; none: no limit, 0: only tag"),
+        ("--untag", to_switch, "no", "blank the name of a phone set up since its tag"),
+    ],
+    "output": [
+        ("-v --verbose", to_number, "0", "show what is done; -vv: every step"),
+        ("--json", to_switch, "no", "write JSON lines to standard output"),
+        ("--journal FILE", Journal, "",
+         "append the JSON lines to a file, with the record of each deleted phone"),
+    ],
+    "network": [
+        ("--timeout SECONDS", to_seconds, "30", "limit of each wait for the network"),
+        ("--ca-certs FILE", to_tls, duo_client.client.DEFAULT_CA_CERTS,
+         "CA certificates to trust instead, for networks that inspect TLS"),
+    ],
 }
+# fmt: on
 
 
-def label(name: str) -> str:
+def label(option: str) -> str:
     """Return what a person knows a setting by: "--skey (DUO_SKEY)"."""
-    return f"--{name.replace('_', '-')} (DUO_{name.upper()})"
+    return f"{option} (DUO_{option[2:].replace('-', '_').upper()})"
 
 
 class Parser(argparse.ArgumentParser):
-    """The parser of the command line: what is not given there is None."""
+    """The parser of the command line. What is not given is not in its namespace."""
 
     def __init__(self) -> None:
-        super().__init__("duo_phone_cleanup", allow_abbrev=False, exit_on_error=False)
-        for name, (short, convert, _) in OPTIONS.items():
-            flags = [flag for flag in (short, label(name).split()[0]) if flag]
-            action: Any = "count" if name == "verbose" else "store"
-            if convert is to_switch:
-                action = argparse.BooleanOptionalAction
-            self.add_argument(*flags, action=action)
+        super().__init__(
+            prog="duo_phone_cleanup",
+            usage="%(prog)s [options] [user ...]",
+            description=(__doc__ or "").partition("\n\nThe only")[0],
+            epilog=EPILOG,
+            formatter_class=lambda prog: HelpFormatter(prog, width=80),
+            argument_default=argparse.SUPPRESS,
+            add_help=False,
+            allow_abbrev=False,
+        )
+        self.flags = ["-h", "--help", "--version"]
+        self.add_argument_group("user ...", "names or aliases of the users to look at")
+        for title, rows in OPTIONS.items():
+            group = self.add_argument_group(title)
+            for names, convert, default, text in rows:
+                *flags, option = re.findall("--?[a-zA-Z-]+", names)
+                text += f" (default: {default})" if default.isalnum() else ""
+                how: Record = {"metavar": names.split()[-1]}
+                if convert is to_switch:
+                    how = {"action": argparse.BooleanOptionalAction}
+                elif option == "--verbose":
+                    how = {"action": "count"}
+                how["help"] = f"{text} [{label(option).split('(')[1][:-1]}]"
+                self.flags += group.add_argument(*flags, option, **how).option_strings
+        group = self.add_argument_group("this program")
+        group.add_argument("-h", "--help", action="help", help="show this help")
         version = f"%(prog)s {__version__}"
-        self.add_argument("--version", action="version", version=version)
+        group.add_argument("--version", action="version", version=version)
 
-    def format_help(self) -> str:
-        """Return the help as it is written above."""
-        return HELP
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        with contextlib.suppress(AttributeError, OSError):  # as from Python 3.12 on
-            super()._print_message(message, file)
-
-
-def parse(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Return the options and the users of a command line.
-
-    Raises UsageError; SystemExit after --help and --version.
-    """
-    arguments = [*argv, "--"]
-    end = arguments.index("--")
-    try:
-        namespace, users = Parser().parse_known_args(arguments[:end])
-    except argparse.ArgumentError as error:  # its message may repeat the value
-        option = re.findall("--[a-z-]+", str(error.argument_name))[0]
-        name = option[2:].replace("-", "_")
-        wrong = "expected a value" if "expected" in error.message else "takes no value"
-        which = label(name) if name in OPTIONS else option
-        raise UsageError(f"{which}: {wrong}") from None
-    unknown = [each for each in users if each.startswith("-")]
-    # Nor -skey for --skey, of which argparse makes -s key and a user.
-    single = {label(name).split()[0][1:] for name in OPTIONS}
-    unknown += [each for each in arguments[:end] if each.partition("=")[0] in single]
-    if unknown:  # not by its name: it may be a mistyped --skey=...
-        place = [*argv, unknown[0]].index(unknown[0]) + 1
-        which = f"argument {place}" if place <= len(argv) else "an argument"
-        raise UsageError(f"{which} (not shown: it may be a key) is no option")
-    users += arguments[end + 1 : -1]
-    if "" in users:
-        raise UsageError("user: expected a name, got an empty one")
-    return vars(namespace), users
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError, which names the variable and repeats no value."""
+        option = re.findall("--[a-z-]+", message)[0]
+        wrong = "expected a value" if "expected" in message else "takes no value"
+        raise UsageError(f"{label(option)}: {wrong}")
 
 
 def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
-    """Return the settings from the command line and the environment.
-
-    Raises UsageError; SystemExit after --help and --version.
-    """
-    options, users = parse(argv)
-    if options["skey"] is not None or options["skey_file"] is not None:
+    """Return the settings. Raises UsageError; SystemExit after --help, --version."""
+    parser, words = Parser(), [*argv, "--"]
+    end = words.index("--")
+    for place, word in enumerate(words[:end], 1):
+        # argparse makes -s of -skey, shows what may be a key, and fails at -n=.
+        flag = word.partition("=")[0]
+        short = re.fullmatch("-[fhnv]*([giHs].*|[fhnv])", word, re.DOTALL)
+        known = flag in parser.flags if flag.startswith("--") else bool(short)
+        if word.startswith("-") and (not known or f"-{flag}" in parser.flags):
+            near = difflib.get_close_matches(flag, parser.flags, 1)
+            hint = f": did you mean {near[0]}?" if near else ""
+            what = f"argument {place} (not shown: it may be a key)"
+            raise UsageError(f"{what} is not an option{hint}")
+    settings, users = parser.parse_known_args(words[:end])
+    settings.users, given = users + words[end + 1 : -1], vars(settings)
+    if "" in settings.users:
+        raise UsageError("user: expected a name, got an empty one")
+    if "skey" in given or "skey_file" in given:
         environ = {**environ, "DUO_SKEY": "", "DUO_SKEY_FILE": ""}
-    values: dict[str, Any] = {"users": users}
-    for name, (_, convert, default) in OPTIONS.items():
-        given = options[name]
-        if given is None:
-            given = environ.get(f"DUO_{name.upper()}") or None
+    ours = []
+    for names, convert, default, _ in itertools.chain(*OPTIONS.values()):
+        option = re.findall("--[a-z-]+", names)[0]
+        name = option[2:].replace("-", "_")
+        ours.append(f"DUO_{name.upper()}")
+        value = given.get(name, environ.get(ours[-1]) or default or None)
         try:
-            values[name] = convert(given.strip()) if isinstance(given, str) else given
-        except ValueError as error:
-            raise UsageError(f"{label(name)}: {error}") from None
-        if given is None:
-            values[name] = default
-    if values["skey"] and values["skey_file"]:
-        raise UsageError(f"give {label('skey')} or {label('skey_file')}, not both")
-    key, exposed = values.pop("skey_file") or (values["skey"], False)
-    values.update(skey=key, skey_exposed=exposed)
-    needed = {name: label(name) for name in ("host", "ikey", "skey")}
-    needed["skey"] += f" or {label('skey_file')}"
-    missing = [text for name, text in needed.items() if not values[name]]
+            given[name] = convert(value.strip()) if isinstance(value, str) else value
+        except (ValueError, OSError) as error:
+            raise UsageError(f"{label(option)}: {plain(error)}") from None
+    settings.warnings = [
+        f"unknown variable {name}: did you mean {near}?"
+        for name in sorted({*environ}.difference(ours))
+        if name.startswith("DUO_") and len(name) > 9  # DUO_AKEY is Duo Web's
+        for near in difflib.get_close_matches(name, ours, 1, 0.85)
+    ]
+    file = label("--skey-file")
+    if settings.skey_file:
+        if settings.skey:
+            raise UsageError(f"give {label('--skey')} or {file}, not both")
+        settings.skey, exposed = settings.skey_file
+        settings.warnings += [f"others can read the file of {file}"] * exposed
+    missing = [f"--{name}" for name in ("host", "ikey", "skey") if not given[name]]
     if missing:
-        raise UsageError(f"missing: {', '.join(missing)}")
-    try:
-        values["proxy"] = find_proxy(*values["host"])
-    except ValueError as error:
-        raise UsageError(f"the variable HTTPS_PROXY: {error}") from None
-    ca_certs = values.pop("ca_certs")
-    values["tls"] = ca_certs or to_tls(duo_client.client.DEFAULT_CA_CERTS)
-    return Settings(**values)
+        or_file = f" or {file}" * (not settings.skey)
+        raise UsageError(f"missing: {', '.join(map(label, missing))}{or_file}")
+    settings.proxy = find_proxy(*settings.host)
+    return settings
+
+
+def find_proxy(host: str, port: int) -> tuple[str, int, Record] | None:
+    """Return host, port and headers of the environment's proxy. Raises UsageError."""
+    url = urllib.request.getproxies().get("https")
+    if not url or urllib.request.proxy_bypass(f"{host}:{port}"):
+        return None
+    name = r"[\w-]{1,63}(?:\.[\w-]{1,63})*|\[[0-9a-f:.]+]"
+    pattern = rf"(?:http://)?(?:([^/]+)@)?({name})(?::([0-9]{{1,5}}))?/?"
+    match = re.fullmatch(pattern, url, re.IGNORECASE | re.ASCII)
+    if not match or not 0 < int(match[3] or 80) < 65536:
+        expected = "http://[USER:PASSWORD@]HOST[:PORT]"
+        raise UsageError(f"the proxy in HTTPS_PROXY is malformed: expected {expected}")
+    login = urllib.parse.unquote_to_bytes(match[1] or "")
+    basic = f"Basic {base64.b64encode(login).decode()}"
+    headers = {"Proxy-Authorization": basic} if login else {}
+    return match[2].strip("[]"), int(match[3] or 80), headers
 
 
 # -------------------------------------------------------------------------------- main
 
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+ANSWER = 0.3  # seconds after a signal in which a write may still be answered
+TELL = 0.4  # seconds after that in which the end may be told
 
 
-def execute(settings: Settings, report: Report) -> None:
-    """Carry out a run, up to its summary. Raises Stopped."""
-    if settings.skey_exposed:
-        report.log(f"warning: others can read the file of {label('skey_file')}")
-    with contextlib.closing(DuoAdmin(settings, report)) as duo:
-        try:
-            Run(settings, report, duo)()
-        except OutputError as error:
-            report.stop(str(error))
-
-
-def supervise(argv: Sequence[str], clock: Callable[[], float]) -> int:
-    """Do what main() does, but do not restore the signal handlers.
-
-    The work is done in other threads. So no signal hits code that is not made for it,
-    and none has to wait for a silent server or for a reader of the output.
-    """
+def main(argv: Sequence[str] | None = None, clock: Clock = time.time) -> int:
+    """Run, return the exit status, leave the signal handlers. Raises SystemExit."""
     signals: list[int] = []
-    for each in SIGNALS:
-        if signal.getsignal(each) is not signal.SIG_IGN:  # as nohup sets it
-            signal.signal(each, lambda number, _: signals.append(number))
 
-    def wait_for(patience: int, function: Callable[..., T], *about: Any) -> T:
-        """Call a function; `patience`: tenths of a second at most after a signal."""
-        task = Task(function, *about)
-        while patience:
-            if task.done.wait(0.1):
-                return task.result()
-            patience -= bool(signals)
+    def note(number: int, _: object) -> None:
+        if not signals:
+            signal.setitimer(signal.ITIMER_REAL, ANSWER, TELL)
+        signals.append(number)
+
+    def break_off(*_: object) -> None:
         raise Stopped
 
+    signal.signal(signal.SIGALRM, break_off)
+    for each in SIGNALS:
+        if signal.getsignal(each) is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(each, note)
     try:
-        settings = wait_for(1, read_settings, argv, os.environ)
+        settings = read_settings(sys.argv[1:] if argv is None else argv, os.environ)
         report = Report(settings, clock, signals)
+        for warning in settings.warnings:
+            report.log(f"warning: {warning}")
         with contextlib.suppress(Stopped):
-            wait_for(3, execute, settings, report)  # so that an answer is not lost
-        return wait_for(4, report.end)
+            duo = DuoAdmin(settings, report)
+            with contextlib.suppress(Stopped), contextlib.closing(duo):
+                Run(settings, report, duo)()
+            if signals:
+                signal.setitimer(signal.ITIMER_REAL, TELL, TELL)
+        return report.end()
     except UsageError as error:
         with contextlib.suppress(AttributeError, OSError):
             sys.stderr.write(f"duo_phone_cleanup: error: {error} (see --help)\n")
         return 2
-    except Stopped:
+    except Stopped:  # while the settings were read, or the end was told
         return 128 + signals[0]
-
-
-def main(
-    argv: Sequence[str] | None = None, clock: Callable[[], float] = time.time
-) -> int:
-    """Run the program and return its exit status.
-
-    `clock` gives seconds since the epoch. Raises SystemExit after --help and --version.
-    """
-    before = {each: signal.getsignal(each) for each in SIGNALS}
-    try:
-        return supervise(sys.argv[1:] if argv is None else argv, clock)
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def script() -> NoReturn:
     """Run as a process, which ends whatever its threads are still waiting for."""
     try:
-        status = supervise(sys.argv[1:], time.time)
-    except SystemExit:  # after --help and --version
+        status = main()
+    except (SystemExit, BrokenPipeError):  # of --help and --version
         status = 0
         with contextlib.suppress(AttributeError, OSError):
             sys.stdout.flush()

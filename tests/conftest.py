@@ -91,10 +91,13 @@ def handlers(handler: Any, *numbers: Number) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _as_from_a_shell() -> Iterator[None]:
-    """Let signals reach what the tests start, even if nohup has started the tests."""
-    ignored = [each for each in SIGNALS if signal.getsignal(each) is signal.SIG_IGN]
+    """Let signals reach what the tests start, and put back the handlers of main()."""
+    before = {each: signal.getsignal(each) for each in (*SIGNALS, signal.SIGALRM)}
+    ignored = [each for each in SIGNALS if before[each] is signal.SIG_IGN]  # by nohup
     with handlers(signal.SIG_DFL, *ignored):
         yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
 
 
 @pytest.fixture

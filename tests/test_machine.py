@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -49,7 +50,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     child.wait()
 
 
-@pytest.mark.parametrize("scheme", ["http://", ""])
+@pytest.mark.parametrize("scheme", ["http://", "HTTP://", ""])
 def test_goes_through_a_proxy(
     tenant: Tenant, run: Run, proxy: str, scheme: str
 ) -> None:
@@ -88,6 +89,8 @@ def test_a_proxy_that_refuses_is_named(
         pytest.param("socks5://user:SECRET@127.0.0.1:1", id="SOCKS"),
         pytest.param("http://user:SECRET@", id="no host"),
         pytest.param("http://user:SECRET@127.0.0.1:SECRET", id="no port"),
+        pytest.param("http://user:SECRET@proxy..corp:3128", id="no host name"),
+        pytest.param("http://user:SECRET@[::g]:3128", id="no address"),
     ],
 )
 def test_a_proxy_that_cannot_be_used_is_refused(
@@ -95,8 +98,23 @@ def test_a_proxy_that_cannot_be_used_is_refused(
 ) -> None:
     result = run(HTTPS_PROXY=url)
     assert result.status == 2
-    assert "HTTPS_PROXY" in result.err
+    assert "HTTPS_PROXY is malformed: expected http://" in result.err
     assert "SECRET" not in result.err
+    assert tenant.requests == []
+
+
+def test_capitals_in_the_address_of_a_proxy(
+    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are fine: it is dialed, and where nobody listens, named."""
+    monkeypatch.setattr(duo_phone_cleanup, "PAUSE", 0.01)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        result = run("--timeout", "5", HTTPS_PROXY=f"HTTP://[::FFFF:127.0.0.1]:{port}")
+    assert result.status == 1
+    dialed = f"the proxy ::FFFF:127.0.0.1:{port}"
+    assert f"error: no answer from {dialed}: " in result.err
     assert tenant.requests == []
 
 
@@ -135,7 +153,7 @@ def test_help_that_nobody_reads_is_no_error(option: str) -> None:
 
 
 def test_a_machine_that_has_no_more_threads(tenant: Tenant) -> None:
-    """A run can do without."""
+    """One error line, as a run needs them."""
     phone = tenant.add_phone("ann")
     tenant.populate(900)
     program = (
@@ -149,5 +167,8 @@ def test_a_machine_that_has_no_more_threads(tenant: Tenant) -> None:
         capture_output=True,
         text=True,
     )
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
-    assert tenant.phones[phone]["name"]
+    assert (result.returncode, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert "error: this machine has no thread left" in line
+    assert tenant.phones[phone]["name"] == ""
+    assert tenant.requests == []

@@ -18,8 +18,8 @@ from typing import IO, Any
 
 import pytest
 
-from tests.conftest import HOUR, SIGNALS, Number, Result, Run, handlers, start
-from tests.tenant import Request, Tenant
+from tests.conftest import HOUR, SIGNALS, Number, Result, handlers, start
+from tests.tenant import Tenant
 
 HUP, INT, TERM = SIGNALS
 
@@ -45,13 +45,13 @@ def end(child: subprocess.Popen[str], *numbers: Number, terminal: int = -1) -> R
     took = time.monotonic() - began
     if terminal >= 0:
         err = ""
-        while "requests" not in err and select.select([terminal], [], [], 5)[0]:
+        while " request" not in err and select.select([terminal], [], [], 5)[0]:
             err += os.read(terminal, 100_000).decode()
     result = Result(child.returncode, out, err)
     assert result.status in [128 + number for number in numbers]
     assert took < 1
     assert "Traceback" not in err
-    assert "requests" in err.splitlines()[-1]
+    assert " request" in err.splitlines()[-1]
     assert result.summary["exit_status"] == result.status
     return result
 
@@ -66,15 +66,20 @@ def read_until(text: str, read: Callable[[], str]) -> None:
 
 
 READ = {"method": "GET", "path": "phones/"}
-SILENT: dict[str, tuple[dict[str, Any], list[str]]] = {
-    # The requests of which the last is not answered; what has been done by then.
-    "the walk": ({"path": "users$", "count": 1}, []),
-    "a second page": ({"path": "users$", "count": 2}, []),
-    "the first read": ({**READ, "count": 1}, []),
-    "another read": ({**READ, "count": 2}, ["stamped"]),
-    "the deletion": ({"method": "DELETE", "count": 1}, ["stamped", "deleting"]),
+WRITE = {"method": "POST", "path": "phones/"}
+SILENT: dict[str, tuple[dict[str, Any], int, dict[str, Any], list[str]]] = {
+    # Which request is the first without an answer, how many like it have one, what is
+    # waited for before the signal; what has been done by then.
+    "the walk": ({"path": "users$"}, 0, {"path": "users$"}, []),
+    "a second page": ({"path": "users$"}, 1, {"path": "users$", "count": 2}, []),
+    "the first read": (READ, 0, READ, []),
+    "another read": ({**READ, "path": "phones/DPBOB"}, 0, WRITE, ["stamped"]),
+    "the deletion": (
+        {"method": "DELETE"},
+        *(0, {"method": "DELETE"}, ["stamped", "deleting"]),
+    ),
     "another stamp": (
-        {"method": "POST", "count": 2},
+        *(WRITE, 1, {**WRITE, "count": 2}),
         ["stamped", "deleting", "deleted"],
     ),
 }
@@ -93,15 +98,14 @@ SILENT: dict[str, tuple[dict[str, Any], list[str]]] = {
 )
 def test_while_the_server_is_silent(tenant: Tenant, where: str, number: Number) -> None:
     tenant.add_phone("ann")
-    tenant.add_phone("bob", name=str(int(time.time()) - HOUR))
+    old = str(int(time.time()) - HOUR)
+    tenant.add_phone("bob", name=old, phone_id="DPBOB")
     tenant.add_phone("cleo")
     tenant.populate(300)
-    request, done = SILENT[where]
-    how = {**request, "after": request["count"] - 1}
-    del how["count"]
-    tenant.fail("hang", times=None, **how)
+    request, answered, awaited, done = SILENT[where]
+    tenant.fail("hang", times=None, after=answered, **request)
     with running(tenant) as child:
-        tenant.wait_for(**request)
+        tenant.wait_for(**awaited)
         result = end(child, number)
     assert result.kinds == done
     assert all(result.summary[each] == done.count(each) for each in result.kinds)
@@ -204,30 +208,6 @@ def test_a_signal_that_is_ignored_stays_ignored(tenant: Tenant, number: Number) 
     assert (result.status, result.err, result.kinds) == (0, "", [])
 
 
-@pytest.mark.parametrize("argv", [(), ("--no-such-option",), ("nobody",)])
-@pytest.mark.parametrize("number", [None, *SIGNALS])
-def test_main_leaves_the_handlers_as_they_were(
-    tenant: Tenant, run: Run, number: Number | None, argv: tuple[str, ...]
-) -> None:
-    def hook(request: Request) -> None:
-        if number:
-            os.kill(os.getpid(), number)
-
-    def handler(*_: object) -> None:
-        caught.append(_)
-
-    caught: list[object] = []
-    tenant.on_request(hook)
-    if number:
-        tenant.fail("hang", times=None)
-    with handlers(handler, *SIGNALS):
-        result = run(*argv)
-        assert {signal.getsignal(each) for each in SIGNALS} == {handler}
-    assert caught == []
-    usual = {(): 0, ("--no-such-option",): 2, ("nobody",): 1}[argv]
-    assert result.status == (128 + number if number and tenant.requests else usual)
-
-
 @pytest.mark.parametrize("number", SIGNALS)
 def test_before_the_run(tenant: Tenant, tmp_path: Path, number: Number) -> None:
     """While the settings are read: here the key, from a pipe that nobody writes to."""
@@ -248,7 +228,9 @@ def waiting(stream: IO[str]) -> int:
     return int(count)
 
 
-@pytest.mark.parametrize("argv", [["--json", "-v"], ["--dry-run"], ["-vv"]], ids=str)
+@pytest.mark.parametrize(
+    "argv", [["--json", "-v"], ["--dry-run", "-v"], ["-vv"]], ids=str
+)
 def test_a_signal_while_nobody_reads_the_output(
     tenant: Tenant, argv: list[str]
 ) -> None:
