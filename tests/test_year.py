@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
 
 import duo_phone_cleanup
-from duo_phone_cleanup import Record, Verdict, read_tag, verdict
+from duo_phone_cleanup import Journal, Phone, Record, Run, Verdict, read_tag, verdict
 from tests.year import ZONES, live
 
 # A run that dies leaves its connections open.
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 @pytest.mark.parametrize("seed", range(len(ZONES)))
 def test_a_year_in_which_every_promise_is_kept(seed: int) -> None:
-    counts = live(seed, runs=60)
+    counts = live(seed, runs=40)
     assert all(counts[what] for what in ("stamped", "deleted", "faults"))
 
 
@@ -51,4 +52,41 @@ def test_a_year_with_a_wrong_verdict_is_noticed(
 ) -> None:
     monkeypatch.setattr(duo_phone_cleanup, "verdict", wrong)
     with pytest.raises(AssertionError, match=r"was due|left after|not \{"):
+        list(map(live, range(1, 9)))
+
+
+def blind(run: Run, phone: Phone) -> str:
+    recheck(run, phone)
+    return ""
+
+
+def forgotten(journal: Journal, line: str) -> None:
+    pass
+
+
+def glued(journal: Journal, line: str) -> None:
+    os.write(journal.file, f"{line}\n".encode())
+
+
+recheck = Run.recheck
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "wrong", "noticed"),
+    [
+        (duo_phone_cleanup, "FRESH", 1e9, "s before"),
+        (Run, "recheck", blind, "was due|with the tag"),
+        (Journal, "write", forgotten, "not in the journal"),
+        (Journal, "write", glued, "not in the journal"),
+    ],
+)
+def test_a_year_with_a_wrong_run_is_noticed(
+    where: object,
+    name: str,
+    wrong: object,
+    noticed: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(where, name, wrong)
+    with pytest.raises(AssertionError, match=noticed):
         list(map(live, range(1, 9)))
