@@ -893,7 +893,7 @@ class Report:
         requests, seconds = len(self.requests), round(time.monotonic() - self.began, 1)
         facts: Record = {"event": "summary", "time": iso(self.now()), **self.counts}
         facts.update(requests=requests, seconds=seconds, exit_status=self.status)
-        names = {"named": "kept", "unknown_user": "unknown user"}
+        names = {"named": "kept", "unknown_user": "unknown"}
         users, phones, limbo = [*self.counts.values()][:3]
         text = f"{count(users, 'user')}, {count(phones, 'phone')}, {limbo} in limbo"
         for event in EVENTS:
@@ -1057,10 +1057,12 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
     end = words.index("--")
     for place, word in enumerate(words[:end], 1):
         # argparse makes -s of -skey, shows what may be a key, and fails at -n=.
-        flag = word.partition("=")[0]
-        short = re.fullmatch("-[fhnv]*([giHs].*|[fhnv])", word, re.DOTALL)
-        known = flag in parser.flags if flag.startswith("--") else bool(short)
-        if word.startswith("-") and (not known or f"-{flag}" in parser.flags):
+        flag, known = word.partition("=")[0], word[:1] != "-"
+        if flag.startswith("--"):
+            known = flag in parser.flags
+        elif re.fullmatch("-[fhnv]*([giHs].*|[fhnv])", word, re.DOTALL):
+            known = not difflib.get_close_matches(f"-{flag}", parser.flags, 1, 0.82)
+        if not known:
             near = difflib.get_close_matches(flag, parser.flags, 1)
             hint = f": did you mean {near[0]}?" if near else ""
             what = f"argument {place} (not shown: it may be a key)"

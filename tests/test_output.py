@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ STUCK = str(NOW - HOUR)
 TAGGED = "2027-01-15T07:00:00Z"
 """The time it says."""
 SET_UP = {"activated": True, "platform": "Apple iOS"}
+LOG = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
 EVENTS = [
     *("stamped", "deleting", "deleted", "untagged", "would_stamp", "would_delete"),
     *("would_untag", "declined", "changed", "gone", "failed", "unknown_user"),
@@ -91,20 +93,17 @@ def check_actions(log: str, ids: dict[str, str]) -> list[str]:
     lines = log.splitlines()
     for event in ("stamped", "deleted", "untagged", "changed", "gone"):
         line = lines.pop(0)
-        assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line)
-        assert f" {event}: " in line
-        assert ids[event] in line
-        assert re.search(r"\b(ann|bob|eve|fay|gus)\b.*\+1555000000\d", line)
+        about = rf"(ann|bob|eve|fay|gus)'s phone \+1555000000\d \({ids[event]}\)"
+        assert re.fullmatch(LOG + f"{event}: {about}", line)
     return lines
 
 
 def check_summary(line: str, requests: int) -> None:
-    for fact in (
-        *("users seen 7", "phones seen 7", "in limbo 6", "stamped 1", "deleted 1"),
-        *("untagged 1", "changed 1", "gone 1", "waiting 1", "left alone 1"),
-        f"requests {requests}",
-    ):
-        assert re.search(rf"\b{fact}\b", line), fact
+    text = (
+        "7 users, 7 phones, 6 in limbo: 1 stamped, 1 deleted, 1 untagged, 1 changed, "
+        f"1 gone, 1 waiting, 1 kept; {requests} requests, "
+    )
+    assert re.fullmatch(LOG + re.escape(text) + r"\d+\.\d s", line)
 
 
 def test_v_tells_each_action_and_a_summary(tenant: Tenant, run: Run) -> None:
@@ -124,7 +123,7 @@ def test_a_terminal_is_told_without_v(tenant: Tenant, argv: list[str]) -> None:
         out, _ = child.communicate(timeout=30)
     stamped, summary = log.screen()
     assert " stamped: " in stamped
-    assert "stamped 1, left alone 1" in summary
+    assert " 2 users, 2 phones, 2 in limbo: 1 stamped, 1 kept; 3 requests, " in summary
     assert (child.returncode, bool(out)) == (0, "--json" in argv)
 
 
@@ -134,11 +133,150 @@ def test_vv_tells_each_request_too(tenant: Tenant, run: Run) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("duo_phone_cleanup.PAUSE", 0)
         log = run("-vv", "--untag").err.splitlines()
-    told = [re.search(r" (GET|POST|DELETE) (/admin/v1/\w+(/\w+)?)", x) for x in log]
-    expected = [(each.method, each.path) for each in tenant.requests]
-    assert [match.group(1, 2) for match in told if match] == expected
+    told = [
+        re.fullmatch(
+            LOG + r"(\w+) (/admin/v1/\w+(?:/\w+)?)\S*: (\d+) after [\d.]+ s", x
+        )
+        for x in log
+    ]
+    answers = [(each.method, each.path, str(each.status)) for each in tenant.requests]
+    # The next phone is read while this one is written: in another order, perhaps.
+    assert Counter(match.groups() for match in told if match) == Counter(answers)
+    assert ("DELETE", f"/admin/v1/phones/{ids['deleted']}", "503") in answers
     for event in ("waiting", "named"):
         assert [x for x in log if f" {event}: " in x and ids[event] in x]
+
+
+# The summary
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        ("ann", "1 user, 1 phone, 1 in limbo: 1 stamped; 3 requests"),
+        ("bob", "1 user, 2 phones, 2 in limbo: 1 deleted, 1 kept; 3 requests"),
+        ("cleo", "1 user, 0 phones, 0 in limbo; 1 request"),
+        ("ann bob --max-deletions 0", "2 users, 3 phones, 3 in limbo: 1 stamped, 1 k"),
+        ("nobody ann", "1 user, 1 phone, 1 in limbo: 1 stamped, 1 unknown; 3 re"),
+        ("-g 60 bob", "1 user, 2 phones, 2 in limbo: 1 deleted, 1 kept; 3 requests"),
+        ("-g 61 bob", "1 user, 2 phones, 2 in limbo: 1 waiting, 1 kept; 1 request"),
+    ],
+)
+def test_the_summary_is_a_sentence(
+    tenant: Tenant, run: Run, argv: str, text: str
+) -> None:
+    tenant.add_phone("ann")
+    tenant.add_phone("bob", name=STUCK)
+    tenant.add_phone("bob", name="Bob's")
+    tenant.add_user("cleo")
+    result = run("-v", *argv.split())
+    line = result.err.splitlines()[-1]
+    status = "; exit status 1" * ("nobody" in argv)
+    assert re.fullmatch(
+        LOG + re.escape(text) + rf"[^;]*(; \d requests?)?, \d+\.\d s{status}", line
+    )
+    assert result.status == bool(status)
+
+
+@pytest.mark.parametrize(
+    ("page", "argv", "summary"),
+    [
+        (1, [], ""),
+        (1, ["-v"], "nothing was read; 1 request, "),
+        (2, [], "300 users, 2 phones, 2 in limbo: 1 failed; 2 requests, "),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_the_summary_of_a_walk_that_fails(
+    *,
+    tenant: Tenant,
+    run: Run,
+    page: int,
+    argv: list[str],
+    summary: str,
+    dry_run: bool,
+) -> None:
+    """It tells what was seen; where nothing was, it is no row of zeros."""
+    tenant.add_phone("ann", name=STUCK)
+    tenant.add_phone("bob")
+    for number in range(300):
+        tenant.add_user(f"u{number}")
+    tenant.fail("status", status=400, path="users", after=page - 1, times=None)
+    result = run(*argv, *["-n"] * dry_run)
+    assert result.status == 1
+    assert writes(tenant) == []
+    error, *told = result.err.splitlines()
+    assert " error: Duo answers 400 " in error
+    begin = LOG
+    if dry_run:  # it tells that in any case, and no table
+        _, *told = result.out.splitlines()
+        begin, summary = "", summary or "nothing was read; 1 request, "
+    assert len(told) == bool(summary)
+    for line in told:
+        assert re.fullmatch(
+            begin + re.escape(summary) + r"\d+\.\d s; exit status 1", line
+        )
+
+
+# The table of a dry run
+
+
+def width(text: str) -> int:
+    """How many columns a terminal gives a text."""
+    wide = sum(unicodedata.east_asian_width(each) in "WF" for each in text)
+    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
+
+
+def table(tenant: Tenant, run: Run, *argv: str) -> list[str]:
+    """Its head and rows."""
+    result = run("--dry-run", "--untag", *argv)
+    assert result.status == 0
+    return result.out.splitlines()[1:-1]
+
+
+def test_the_table_fits_80_columns(tenant: Tenant, run: Run) -> None:
+    """For names and numbers of ordinary length, whatever is to be done."""
+    in_use: Record = {"name": STUCK, "last_seen": NOW}
+    records: list[Record] = [
+        *({}, {"name": STUCK}, {"name": str(NOW - 9 * MINUTE)}, in_use),
+        *({"name": STUCK, **SET_UP}, {"name": STUCK, "last_seen": "soon"}),
+        *(
+            {"name": str(NOW + HOUR)},
+            {"name": str(NOW - 59 * MINUTE), "last_seen": NOW},
+        ),
+    ]
+    for record in records:
+        tenant.add_phone("elizabeth.taylor", **record)
+    tenant.add_phone("ann", "bob", "cleo", **in_use)
+    rows = table(tenant, run)
+    assert len(rows) == 1 + len(records) + 1
+    assert max(map(width, rows)) <= 80
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "田中太郎",
+        "\uff57\uff49\uff44\uff45",
+        "😀",
+        "Zoe\u0308",
+        "김철수",
+        "a\nb",
+        "ann\x1b[31m",
+        "x" * 300,
+    ],
+    ids=ascii,
+)
+def test_columns_stay_in_line(tenant: Tenant, run: Run, name: str) -> None:
+    tenant.add_phone("ann", name=STUCK)
+    tenant.add_phone(name, name=STUCK)
+    tenant.add_phone("bob", name=STUCK, number=f"+1{name}")
+    head, *rows = table(tenant, run, "-v")
+    for title, text in (("AGE", "1 hour"), ("A RUN WOULD", "delete:")):
+        at = head.index(title)
+        assert [width(row[: row.index(f"  {text}") + 2]) for row in rows] == [at] * 3
+    assert len({width(row) for row in rows}) == 1
+    assert max(map(width, rows)) <= 180, "long names are cut"
 
 
 # The progress line
@@ -165,6 +303,15 @@ class Terminal:
         return displayed(self.read())
 
 
+def answered(terminal: Terminal, answer: bytes) -> str:
+    """Wait for the question and answer it; give what was written before."""
+    written = b""
+    while b"? [y/n/a/q] " not in written:
+        written += os.read(terminal.ours, 65536)
+    os.write(terminal.ours, answer)
+    return written.decode()
+
+
 def displayed(text: str) -> list[str]:
     """The lines that a terminal shows, trailing blanks apart."""
     lines, column = [""], 0
@@ -184,7 +331,7 @@ def displayed(text: str) -> list[str]:
 
 def test_the_progress_of_a_long_walk(tenant: Tenant) -> None:
     """Several runs at a time, since each has to take more than a second."""
-    phone_id = tenant.add_phone("ann")
+    tenant.add_phone("ann")
     tenant.populate(1200)
     tenant.slow(row=0.6 / 300)
     progress = re.compile(r"\d+ of 1201 users")
@@ -199,7 +346,7 @@ def test_the_progress_of_a_long_walk(tenant: Tenant) -> None:
         ),
         "none": start(tenant, "-n", "-v"),
     }
-    os.write(plain.ours, b"n\n")
+    early = answered(plain, b"n\n")
     ends: dict[str, tuple[str, str]] = {}
     for name, child in children.items():
         with child:
@@ -210,42 +357,61 @@ def test_the_progress_of_a_long_walk(tenant: Tenant) -> None:
 
     raw = asking.read()
     assert len(progress.findall(raw)) > 1
-    before, after = raw.split("1 of 1:")
+    before, after = raw.split("localhost:")
     assert "\n" not in before
-    assert displayed(f"{before}|") == ["|"], "a prompt comes on an empty line"
+    assert displayed(f"{before}|") == ["|"], "the prompts come on an empty line"
     assert not progress.search(after)
-    question, declined, summary = displayed(raw)
+    _, question, declined, summary = displayed(raw)
     assert question.startswith("1 of 1: ")
     assert " declined: " in declined
-    assert "users seen 1201" in summary
-    (seconds,) = re.findall(r"\bseconds ([0-9.]+)", summary)
+    assert " 1201 users, " in summary
+    (seconds,) = re.findall(r" requests, ([0-9.]+) s$", summary)
     assert 1 < float(seconds) < 60
 
-    raw = plain.read()
+    raw = early + plain.read()
     assert progress.search(raw)
     assert not [line for line in displayed(raw) if progress.search(line)]
 
     raw = table.read()
     assert progress.search(raw)
-    head, row, totals = displayed(raw)
+    first, head, row, totals = displayed(raw)
+    assert first.startswith("localhost: ")
     assert head.startswith("USERS")
-    assert row.startswith("ann ")
-    assert phone_id in row
-    assert "users seen 1201" in totals
+    assert re.fullmatch(r"ann +\+15550000000 +stamp: not tagged yet", row)
+    assert totals.startswith("1201 users, ")
 
     raw = aside.read()
     assert progress.search(raw)
     assert displayed(raw) == []
     assert not progress.search(ends["aside"][0])
-    assert len(ends["aside"][0].splitlines()) == 3
+    assert len(ends["aside"][0].splitlines()) == 4
 
     raw = journal.read()
     assert progress.search(raw)
     *lines, summary = displayed(raw)
     assert [json.loads(x)["event"] for x in lines] == ["would_stamp", "summary"]
-    assert "users seen 1201" in summary
+    assert " 1201 users, " in summary
 
     assert not progress.search("".join(ends["none"]))
+
+
+def test_progress_never_passes_the_number_of_users(tenant: Tenant) -> None:
+    """Of named users that is how many names were asked for, whatever Duo answers."""
+    asked = [f"u{number}" for number in range(250)]
+    for number in range(400):
+        tenant.add_user(f"u{number}")
+    tenant.slow(request=0.6)
+    ours = [Terminal(), Terminal()]
+    with (
+        start(tenant, *asked, stderr=ours[0].theirs) as child,
+        start(tenant, *asked, "U249", stderr=ours[1].theirs) as another,
+    ):
+        assert (child.wait(30), another.wait(30)) == (0, 0)
+    for terminal, number in zip(ours, (250, 251)):
+        shown = re.findall(r"(\d+) of (\d+) users", terminal.read())
+        assert len(shown) >= 2
+        assert {total for _, total in shown} == {str(number)}
+        assert all(int(seen) <= number for seen, _ in shown)
 
 
 def test_a_short_walk_shows_no_progress(tenant: Tenant) -> None:
@@ -302,7 +468,7 @@ def test_the_journal_of_a_run(tenant: Tenant, run: Run) -> None:
     assert 0 <= summary["seconds"] < 60
 
 
-def test_the_journal_of_a_rehearsal(tenant: Tenant, run: Run) -> None:
+def test_the_journal_of_a_dry_run(tenant: Tenant, run: Run) -> None:
     ids = add_cast(tenant)
     result = run("--json", "--untag", "--dry-run")
     assert (result.status, result.err) == (0, "")
@@ -416,17 +582,18 @@ def check_harmless(result: Result, begin: str) -> None:
         assert re.match(begin, line), line
 
 
-LOG = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
-
-
 @pytest.mark.parametrize(
     ("argv", "begin"),
     [
         pytest.param("-vv", LOG, id="log"),
-        pytest.param("--no-force", LOG + r"|\d+ of \d+: ", id="prompts"),
-        pytest.param("--dry-run", "USERS |who|users seen", id="table"),
+        pytest.param(
+            "--no-force", LOG + r"|\d+ of \d+: |localhost: |y: ", id="prompts"
+        ),
+        pytest.param(
+            "--dry-run -v", "localhost: |USERS |who|[0-9]+ users, ", id="table"
+        ),
         pytest.param("--json -v", '{"event"|' + LOG, id="journal"),
-        pytest.param("--json --dry-run", '{"event"', id="rehearsed journal"),
+        pytest.param("--json --dry-run", '{"event"', id="journal of a dry run"),
     ],
 )
 def test_hostile_text_is_escaped(
@@ -504,9 +671,10 @@ def check_quiet_end(err: str, *expected: str) -> None:
     """Check that no error of Python's comes out, and no more than one of these."""
     for text in ("Traceback", "Exception", "Error", "NoneType"):
         assert text not in err
-    lines = [line for line in err.splitlines() if "seen" not in line]
+    lines = [line for line in err.splitlines() if not re.search(r"; \d+ request", line)]
     assert len(lines) == len(expected), err
     for line, text in zip(lines, expected):
+        assert " error: " in line
         assert text in line
 
 
@@ -546,11 +714,13 @@ def test_a_journal_whose_reader_leaves(tenant: Tenant, broken_at: str) -> None:
     assert writes(tenant)[-1].method == broken_at
     assert len(writes(tenant)) == (1 if broken_at == "DELETE" else 2)
     check_quiet_end(err, "standard output")
+    assert " 1 failed; " in err, "it is counted"
+    assert err.endswith("; exit status 1\n")
 
 
 @pytest.mark.parametrize("argv", [["-n"], ["-n", "--json"]], ids=" ".join)
 @pytest.mark.parametrize("streams", [">&-", ">/dev/full", "| :"])
-def test_a_rehearsal_that_nobody_hears(
+def test_a_dry_run_that_nobody_reads(
     tenant: Tenant, streams: str, argv: list[str]
 ) -> None:
     tenant.add_phone("ann")
@@ -565,7 +735,8 @@ def test_a_rehearsal_that_nobody_hears(
         _, err = child.communicate(timeout=30)
     assert child.returncode == 1
     check_quiet_end(err, "standard output")
-    assert "users seen 1, " in err, "the summary goes where it can be read"
+    if "--json" in argv:  # otherwise it ends at once, with nothing to sum up
+        assert " 1 user, 1 phone, 1 in limbo: " in err, "where it can be read"
 
 
 def test_a_journal_that_cannot_take_its_last_line(tenant: Tenant) -> None:
@@ -681,34 +852,31 @@ def finish(threads: Iterable[threading.Thread]) -> None:
 def test_no_row_of_a_table_is_told_after_the_summary(
     tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A signal comes when the table is about to be told."""
+    """A signal comes when the table is about to be told, and it takes long."""
     tenant.add_phone("ann")
     stdout = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stdout)
-    looks = iter([NOW])  # the walk asks for the time, too
-    late: list[threading.Thread] = []
+    looks = iter([False, True])  # the walk asks for the time, too
 
     def clock() -> float:
-        for now in looks:
-            return now
-        if not late:
-            late.append(threading.current_thread())
+        if next(looks, False):
             os.kill(os.getpid(), signal.SIGTERM)
-            while "users seen" not in stdout.getvalue():
-                time.sleep(0.01)
+            threading.Event().wait(20)  # it is broken off
+            raise AssertionError("not broken off")
         return NOW
 
     assert run("--dry-run", now=clock).status == 143
-    finish(late)
-    (line,) = stdout.getvalue().splitlines()
-    assert "would stamp 1" in line
+    first, line = stdout.getvalue().splitlines()
+    assert first.startswith("localhost: ")
+    assert ": 1 to stamp; " in line
+    assert line.endswith("; exit status 143")
 
 
 class StdoutThatFills(io.StringIO):
     """Standard output that takes no more when the totals come."""
 
     def write(self, text: str) -> int:
-        if "users seen" in text:
+        if "; 1 request, " in text:
             raise OSError("full")
         return super().write(text)
 
@@ -781,7 +949,7 @@ def test_no_event_is_told_after_the_summary(
 
 @pytest.mark.parametrize(
     ("last_seen", "left"),
-    [(None, "wait: 0 seconds left"), ("soon", "wait: its last_seen is unreadable")],
+    [(None, "wait: 0 seconds left"), ("soon", "wait: its last_seen cannot be read")],
 )
 def test_a_phone_that_is_due_when_the_table_is_told(
     tenant: Tenant, run: Run, last_seen: str | None, left: str

@@ -17,7 +17,16 @@ import pytest
 from pexpect.fdpexpect import fdspawn
 
 import duo_phone_cleanup
-from tests.conftest import HOUR, MINUTE, NOW, SCRIPT, Result, Run, clean_environment
+from tests.conftest import (
+    HOUR,
+    MINUTE,
+    NOW,
+    SCRIPT,
+    Result,
+    Run,
+    clean_environment,
+    start,
+)
 from tests.tenant import Record, Request, Tenant
 
 GONE = "(deleted)"
@@ -43,33 +52,53 @@ def asked(err: str) -> list[str]:
 # What is asked
 
 
+IN_USE: Record = {"name": STUCK, "last_seen": "2027-01-15T07:59:00"}
+
+
 @pytest.mark.parametrize(
-    ("argv", "fields", "expected"),
+    ("argv", "fields", "question"),
     [
-        ("", {}, ["stamp", str(NOW), "+15550000001"]),
-        ("", {"number": ""}, ["stamp", "tablet"]),
-        ("", {"name": STUCK}, ["delete", "1 hour ago"]),
-        ("", {"name": str(NOW - 25 * MINUTE)}, ["delete", "25 minutes ago"]),
-        ("", {"name": str(NOW - 72 * HOUR - 1)}, ["delete", "3 days ago"]),
+        ("", {}, f"stamp {{}} (not tagged yet, its name becomes {NOW}, {{}})"),
+        ("", {"name": STUCK}, "delete {} (tagged 1 hour ago, {})"),
+        ("", {"name": str(NOW - 25 * MINUTE)}, "delete {} (tagged 25 minutes ago, {})"),
+        ("", {"name": str(NOW - 72 * HOUR - 1)}, "delete {} (tagged 3 days ago, {})"),
         (
-            *("", {"name": STUCK, "last_seen": "2027-01-15T07:59:00"}),
-            ["stamp", str(NOW), "1 hour ago"],
+            *("", IN_USE),
+            "stamp {} (tagged 1 hour ago, in use since it was tagged, "
+            f"its name becomes {NOW}, {{}})",
         ),
-        ("--untag", {"name": STUCK, **SET_UP}, ["untag", "blank", "1 hour ago"]),
+        (
+            *("--untag", {"name": STUCK, **SET_UP}),
+            "untag {} (tagged 1 hour ago, set up since it was tagged, "
+            "its name becomes blank, {})",
+        ),
+        (
+            *("--untag", {"name": str(NOW + 1), **SET_UP}),
+            "untag {} (set up since it was tagged, its name becomes blank, {})",
+        ),
     ],
-    ids=["stamp", "tablet", "delete", "minutes", "days", "stamp again", "untag"],
+    ids=["stamp", "delete", "minutes", "days", "stamp again", "untag", "untag, future"],
 )
+@pytest.mark.parametrize("tablet", [False, True], ids=["phone", "tablet"])
 def test_a_prompt_says_what_one_needs_to_decide(
-    tenant: Tenant, run: Run, argv: str, fields: Record, expected: list[str]
+    *,
+    tenant: Tenant,
+    run: Run,
+    argv: str,
+    fields: Record,
+    question: str,
+    tablet: bool,
 ) -> None:
-    tenant.add_phone("ann")
-    phone_id = tenant.add_phone("bob", "cleo", **fields)
+    """What matters first."""
+    tenant.add_phone("ann", number="1")
+    number: Record = {"number": ""} if tablet else {}
+    phone_id = tenant.add_phone("bob", "cleo", **number, **fields)
     tenant.add_phone("dan", name="Dan's")  # not to be asked about
     result = run("--no-force", *argv.split(), stdin="n\nn\n")
     assert asked(result.err) == ["1 of 2", "2 of 2"]
-    (question,) = [line for line in result.err.splitlines() if "2 of 2" in line]
-    for text in ("bob, cleo", phone_id, *expected):
-        assert text in question
+    (line,) = [line for line in result.err.splitlines() if "2 of 2" in line]
+    whose = "bob, cleo's " + ("tablet" if tablet else "phone +15550000001")
+    assert line == f"2 of 2: {question.format(whose, phone_id)}? [y/n/a/q] n"
 
 
 # What is answered
@@ -117,7 +146,8 @@ def test_all_and_quit(
     result = run("--no-force", "-v", stdin=answers)
     assert (result.status, names(tenant, *ids)) == (0, expected)
     assert len(asked(result.err)) == questions
-    assert ("stopped at the prompt" in result.err) == ("q" in answers.lower())
+    stopped = "stopped: nothing more is written" in result.err.splitlines()
+    assert stopped == ("q" in answers.lower())
     changed = [name for name in expected if name not in ("", STUCK)]
     assert len(writes(tenant)) == len(changed)
 
@@ -152,6 +182,16 @@ def test_anything_else_is_asked_again(tenant: Tenant, run: Run, junk: str) -> No
     assert (result.status, names(tenant, phone_id)) == (0, [STUCK])
     assert asked(result.err) == ["1 of 1"] * 3
     assert len(result.err) < 2000, "what was answered is not repeated at length"
+    help_line = "y: yes, n: no, a: yes to all 1 that are left, q: stop here"
+    assert result.err.splitlines().count(help_line) == 2
+
+
+def test_the_help_says_how_many_a_is_for(tenant: Tenant, run: Run) -> None:
+    for user in ("ann", "bob", "cleo"):
+        tenant.add_phone(user)
+    result = run("--no-force", stdin="?\nn\n?\nn\n?\nn\n")
+    left = re.findall("^y: yes, n: no, a: yes to all (.)", result.err, re.MULTILINE)
+    assert left == ["3", "2", "1"]
 
 
 @pytest.mark.parametrize("answer", [b"n", b"y"])
@@ -186,7 +226,8 @@ def test_the_end_of_the_input_is_the_end_of_the_run(
     ids = [tenant.add_phone("ann"), tenant.add_phone("bob", name=STUCK)]
     result = run("--no-force", stdin=answers)
     assert (result.status, names(tenant, *ids)) == (1, expected)
-    assert "input" in result.err.splitlines()[-2]  # before the summary
+    error = result.err.splitlines()[-2]  # before the summary
+    assert error.endswith(" error: the input has ended: nothing more is written")
 
 
 def test_the_end_of_the_input_is_no_matter_when_nothing_is_asked(
@@ -240,8 +281,22 @@ def test_an_input_that_cannot_be_read_is_the_end_of_the_run(
         if lost == "a closed file":
             stdin.close()
         assert duo_phone_cleanup.main(["--no-force"]) == 1
-    assert "no answer, the input has ended" in capsys.readouterr().err
+    told = "error: the input has ended: nothing more is written"
+    assert told in capsys.readouterr().err
     assert tenant.phones[phone]["name"] == ""
+
+
+@pytest.mark.parametrize("answers", ["n\ny\ny\n", "n\na\n"], ids=repr)
+def test_answers_from_a_pipe_count_in_order(tenant: Tenant, answers: str) -> None:
+    """All of them are there before the first question is."""
+    ids = [tenant.add_phone(user, name="1111111111") for user in "abc"]
+    with start(tenant, "--no-force") as child:
+        _, err = child.communicate(answers, timeout=30)
+    assert child.returncode == 0
+    assert names(tenant, *ids) == ["1111111111", GONE, GONE]
+    assert (
+        asked(err) == [f"{number} of 3" for number in range(1, 4)][: len(answers) // 2]
+    )
 
 
 # What happens while a prompt is open
@@ -422,14 +477,15 @@ def test_a_prompt_left_open_the_next_one_says_how_long_ago_now(
 
 @contextlib.contextmanager
 def at_terminal(
-    tenant: Tenant, shell: str = "", own: bool = True
+    tenant: Tenant, shell: str = "", own: bool = True, early: bytes = b""
 ) -> Iterator[tuple[Any, subprocess.Popen[bytes]]]:
     """Start the program at a terminal; give that, at the first prompt, and the process.
 
     It is the session's `own` terminal, or one that it merely uses. The shell that
-    starts the program does something else first.
+    starts the program does something else first. Something may be typed `early`.
     """
     ours, theirs = pty.openpty()
+    os.write(ours, early)
     # A session without a terminal of its own makes it of the first one that it opens.
     streams = f"<>{os.ttyname(theirs)} >&0 2>&0"
     program = [sys.executable, str(SCRIPT), "--no-force"]
@@ -472,6 +528,24 @@ def test_a_conversation(tenant: Tenant, two: list[str]) -> None:
     lines = rest.splitlines()
     assert lines[0].endswith("y"), "Enter ends the line, not the program as well"
     assert "deleted" in lines[1]
+
+
+@pytest.mark.parametrize("early", [b"y\n", b"a\n", b"y\ny\n", b"q\n", b"y", b"\n\n"])
+def test_what_was_typed_early_is_no_answer(
+    tenant: Tenant, two: list[str], early: bytes
+) -> None:
+    """Before a question, or at the one before it."""
+    before = names(tenant, *two)
+    with at_terminal(tenant, early=early) as (terminal, child):
+        terminal.send(b"n\n" + early)
+        terminal.expect("2 of 2")
+        terminal.sendline("n")
+        rest = terminal.read().decode()
+        assert child.wait(20) == 0
+    assert names(tenant, *two) == before
+    assert rest.count("declined: ") == 1
+    assert "2 of 2" not in rest, "it was not asked again"
+    assert "stopped" not in rest
 
 
 def test_an_answer_without_enter(tenant: Tenant, two: list[str]) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import threading
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +17,8 @@ STAMPED = str(NOW)
 STUCK = str(NOW - HOUR)
 """A tag past its grace period."""
 SET_UP = {"activated": True, "platform": "Apple iOS"}
+SCOPE = "localhost: grace period 10 minutes, at most 100 deletions"
+"""What a dry run and the prompts begin with."""
 CAST: dict[str, Record] = {
     "begun": {},
     "stuck": {"name": STUCK},
@@ -158,6 +158,28 @@ def test_an_unknown_user_does_not_stop_the_others(
         assert result.summary["unknown_user"] == 1
 
 
+@pytest.mark.parametrize(
+    ("asked", "unknown"),
+    [
+        (["Nobody", "NOBODY", "nobody"], ["Nobody", "NOBODY", "nobody"]),
+        (["nobody", "ann", "Nobody"], ["nobody", "Nobody"]),
+        (["nobody", "nobody"], ["nobody"]),
+        (["ann", "ANN", "stra\u00dfe", "STRASSE"], ["stra\u00dfe", "STRASSE"]),
+    ],
+)
+def test_each_spelling_of_a_name_is_answered_for(
+    tenant: Tenant, run: Run, asked: list[str], unknown: list[str]
+) -> None:
+    tenant.add_user("Ann")
+    result = run("--json", *asked)
+    assert result.status == 1
+    assert [each["user"] for each in result.events[:-1]] == unknown
+    assert result.summary["unknown_user"] == len(unknown)
+    assert result.summary["users_seen"] == any(name in asked for name in ("ann", "ANN"))
+    told = [line.partition(" error: ")[2] for line in result.err.splitlines()]
+    assert told[: len(unknown)] == [f"no such user in Duo: {name}" for name in unknown]
+
+
 # Records with holes
 
 
@@ -229,23 +251,24 @@ def test_a_shared_phone_comes_once_and_names_all(
 
 
 @pytest.mark.parametrize("argv", [[], ["bob"]], ids=["all", "one of them named"])
-def test_the_rehearsal_names_all_who_share_a_phone(
+def test_a_dry_run_names_all_who_share_a_phone(
     tenant: Tenant, run: Run, argv: list[str]
 ) -> None:
-    phone_id = tenant.add_phone("ann", "bob", "cleo", name=STUCK)
-    (row,) = [x for x in run("--dry-run", *argv).out.splitlines() if phone_id in x]
-    assert "ann, bob, cleo" in row
+    tenant.add_phone("ann", "bob", "cleo", name=STUCK)
+    result = run("--dry-run", *argv)
+    (row,) = [x for x in result.out.splitlines() if "+15550000000" in x]
+    assert row.startswith("ann, bob, cleo  ")
 
 
 @pytest.mark.parametrize(
     "change", [SET_UP, {"name": "Ann's"}, {"name": STAMPED}, None], ids=repr
 )
-def test_a_rehearsal_for_named_users_survives_a_change(
+def test_a_dry_run_for_named_users_survives_a_change(
     tenant: Tenant, run: Run, change: Record | None
 ) -> None:
     """It reads each phone again, for the names of all users: what changed is told."""
     changing = tenant.add_phone("ann", name=STUCK)
-    begun = tenant.add_phone("bob")
+    tenant.add_phone("bob")
 
     def meddle(request: Request) -> None:
         if request.path.endswith("/users") or changing not in tenant.phones:
@@ -259,18 +282,20 @@ def test_a_rehearsal_for_named_users_survives_a_change(
     tenant.on_request(meddle)
     result = run("--dry-run", "ann", "bob")
     assert (result.status, result.err) == (0, "")
-    assert "would stamp 1" in result.out
-    assert [row for row in result.out.splitlines() if begun in row and "stamp" in row]
-    assert changing not in result.out
+    (_, _, row, totals) = result.out.splitlines()
+    assert re.fullmatch(r"bob +\+15550000001 +stamp: not tagged yet", row)
+    became = "gone" if change is None else "changed"
+    assert f": 1 to stamp, 1 {became}; " in totals
 
 
-def test_a_rehearsal_for_named_users_goes_on_after_a_failure(
+def test_a_dry_run_for_named_users_goes_on_after_a_failure(
     tenant: Tenant, run: Run
 ) -> None:
     failing, healthy = tenant.add_phone("ann"), tenant.add_phone("bob")
     tenant.fail("status", status=400, path=failing, times=None)
-    result = run("--dry-run", "ann", "bob")
+    result = run("--dry-run", "-v", "ann", "bob")
     assert result.status == 1
+    assert " error: ann's phone +15550000000 " in result.err
     assert failing in result.err
     assert failing not in result.out
     assert healthy in result.out
@@ -309,7 +334,7 @@ def test_untag(tenant: Tenant, run: Run, argv: str, stdin: str, name: str) -> No
     ("argv", "variables", "over"),
     [
         ("--max-deletions 2", {}, True),
-        ("--max-deletions 0", {}, True),
+        ("--max-deletions 1", {}, True),
         ("", {"DUO_MAX_DELETIONS": "2"}, True),
         ("--max-deletions 3", {}, False),
         ("--max-deletions 4", {}, False),
@@ -336,12 +361,54 @@ def test_max_deletions(
         assert tenant.phones[begun]["name"] == STAMPED
     else:
         assert writes(tenant) == []
+        assert result.out.count("delete: grace period over") == 3, "one can look at all"
     if over:
-        message = result.err.splitlines()[0]
-        for expected in (": 3, ", "--dry-run", "--max-deletions none"):
-            assert expected in message
+        (message,) = [line for line in result.err.splitlines() if "error:" in line]
+        limit = argv[-1:] or "2"
+        told = "error: 3 phones due for deletion, none deleted: --max-deletions"
+        assert f"{told} (DUO_MAX_DELETIONS) is {limit}. " in message
+        assert message.endswith("run once by hand with --max-deletions none")
+        assert ("--dry-run" in message) is (mode == "--force")
     else:
         assert result.err == ""
+
+
+@pytest.mark.parametrize("due", [99, 100, 101])
+def test_a_limit_holds_unless_it_is_lifted(tenant: Tenant, run: Run, due: int) -> None:
+    """100 by default. A dry run shows it: nothing has to be deleted for this."""
+    for number in range(due):
+        tenant.add_phone(f"u{number}", name=STUCK)
+    result = run("--dry-run")
+    assert result.status == (due > 100)
+    assert "at most 100 deletions" in result.out
+    assert ("(DUO_MAX_DELETIONS) is 100" in result.err) is (due > 100)
+    assert run("--dry-run", "--max-deletions", "none").status == 0
+
+
+@pytest.mark.parametrize("mode", ["--force", "--dry-run"])
+@pytest.mark.parametrize("argv", [["--max-deletions", "0"], []], ids=["", "variable"])
+def test_a_limit_of_zero_only_tags(
+    tenant: Tenant, run: Run, argv: list[str], mode: str
+) -> None:
+    """It is what was asked for: no failure, and no advice."""
+    variables: dict[str, Any] = {} if argv else {"DUO_MAX_DELETIONS": "0"}
+    ids = add_cast(tenant)
+    before = names(tenant, ids)
+    result = run(mode, *argv, **variables)
+    assert (result.status, result.err) == (0, "")
+    if mode == "--force":
+        assert result.out == ""
+        assert names(tenant, ids) == {**before, "begun": STAMPED}
+    else:
+        first, _, *rows, totals = result.out.splitlines()
+        assert "at most 0 deletions" in first
+        assert [row.split()[0] for row in rows] == ["begun", "young"]
+        assert "delete" not in totals
+        assert names(tenant, ids) == before
+    (line, *_) = run(mode, "-v", *argv, **variables).err.splitlines()
+    assert "1 phone due for deletion, none deleted: " in line
+    assert line.endswith("--max-deletions (DUO_MAX_DELETIONS) is 0")
+    assert "error" not in line
 
 
 def test_the_limit_is_no_matter_when_there_is_nothing_to_delete(
@@ -355,73 +422,107 @@ def test_the_limit_is_no_matter_when_there_is_nothing_to_delete(
 # --dry-run
 
 
-@pytest.fixture
-def half_past() -> Iterator[None]:
-    """A local time half an hour, and five hours, ahead of UTC."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TZ", "XST-5:30")
-        time.tzset()
-        yield
-    time.tzset()
-
-
-@pytest.mark.usefixtures("half_past")
 def test_the_table_of_a_dry_run(tenant: Tenant, run: Run) -> None:
     ids = add_cast(tenant)
     ids["tablet"] = tenant.add_phone("gus", "fay", name=STUCK, number="")
     ids["future"] = tenant.add_phone("hal", name=str(NOW + HOUR))
     ids["again"] = tenant.add_phone("ida", name=STUCK, last_seen="2027-01-15T07:30:00")
     ids["finished"] = tenant.add_phone("jo", name=STUCK, **SET_UP)
-    result = run("--dry-run", "--no-force", "--untag")
-    assert (result.status, result.err) == (0, "")
+    ids["odd"] = tenant.add_phone("kim", name=STUCK, last_seen="soon")
+    ages = {"young": "9 minutes", "begun": "", "named": "", "future": ""}
+    actions = {
+        "begun": "stamp: not tagged yet",
+        "stuck": "delete: grace period over",
+        "young": "wait: 1 minute left",
+        "named": 'keep: named "Dan\'s spare"',
+        "tablet": "delete: grace period over",
+        "future": "wait: its tag is in the future",
+        "again": "stamp: in use since it was tagged",
+        "finished": "untag: set up since it was tagged",
+        "odd": "wait: its last_seen cannot be read",
+    }
+    users = {"tablet": "gus, fay", "future": "hal", "again": "ida"}
+    users = {**users, "finished": "jo", "odd": "kim"}
+    for argv, titles in (([], 4), (["-v"], 5)):
+        result = run("--dry-run", "--no-force", "--untag", *argv)
+        assert result.status == 0
+        assert result.err == "" or argv
+        first, head, *rows, totals = result.out.splitlines()
+        assert first == SCOPE
+        columns = [match.start() for match in re.finditer(r"\S+( \S+)*", head)]
+        assert len(columns) == titles
+        bounds = list(zip(columns, [*columns[1:], None]))
+        table = [[row[a:b].strip() for a, b in bounds] for row in [head, *rows]]
+        title = ["USERS", "NUMBER", "AGE", "A RUN WOULD", "PHONE ID"]
+        assert table.pop(0) == title[:titles]
+        for who, action in actions.items():
+            if who == "named" and not argv:
+                continue  # kept phones are only counted
+            row = [
+                users.get(who, who),
+                tenant.phones[ids[who]]["number"] or "tablet",
+                ages.get(who, "1 hour"),
+                action,
+                ids[who],
+            ]
+            assert table.pop(0) == row[:titles]
+        assert table == []
+        assert re.fullmatch(
+            r"11 users, 10 phones, 8 in limbo: 2 to stamp, 2 to delete, "
+            r"1 to untag, 3 waiting, 1 kept; 1 request, \d+\.\d s",
+            totals,
+        )
     assert {request.method for request in tenant.requests} == {"GET"}
 
-    head, *rows = result.out.splitlines()
-    columns = [match.start() for match in re.finditer(r"\S+( \S+)*", head)]
-    assert len(columns) == 6
-    bounds = list(zip(columns, [*columns[1:], None]))
-    table = [[row[a:b].strip() for a, b in bounds] for row in rows]
-    tagged = {"stuck": ("2027-01-15 12:30", "1 hour")}  # 07:30 in UTC
-    for user in ("tablet", "again", "finished"):
-        tagged[user] = tagged["stuck"]
-    tagged["young"] = ("2027-01-15 13:21", "9 minutes")
-    tagged["future"] = ("2027-01-15 14:30", "")
-    actions = {
-        "begun": "stamp",
-        "stuck": "delete",
-        "young": "wait",
-        "named": 'leave alone: named "Dan\'s spare"',
-        "tablet": "delete",
-        "future": "wait",
-        "again": "stamp",
-        "finished": "untag",
-    }
-    users = {"tablet": "gus, fay", "future": "hal", "again": "ida", "finished": "jo"}
-    for who, action in actions.items():
-        user, number, phone_id, first_seen, age, would = table.pop(0)
-        assert user == users.get(who, who)
-        assert number == (tenant.phones[ids[who]]["number"] or "tablet")
-        assert phone_id == ids[who]
-        assert (first_seen, age) == tagged.get(who, ("", ""))
-        assert would.startswith(action)
-        assert ":" in would, "and why"
-    assert len(table) == 1
-    for total in ("users seen 10", "would stamp 2", "would delete 2", "waiting 2"):
-        assert total in rows[-1]
+
+@pytest.mark.parametrize(
+    ("argv", "scope"),
+    [
+        ("", "grace period 10 minutes, at most 100 deletions"),
+        ("-g 0", "grace period 0 minutes, at most 100 deletions"),
+        ("-g 1", "grace period 1 minute, at most 100 deletions"),
+        ("-g 1440 --max-deletions none", "grace period 1440 minutes, any number of"),
+        ("--max-deletions 7", "grace period 10 minutes, at most 7 deletions"),
+        ("--max-deletions 1", "grace period 10 minutes, at most 1 deletion"),
+        ("ann", "grace period 10 minutes, at most 100 deletions, users: ann"),
+        ("bob Ann", "grace period 10 minutes, at most 100 deletions, users: bob, Ann"),
+    ],
+)
+def test_a_dry_run_and_the_first_prompt_say_which_tenant_and_settings(
+    tenant: Tenant, run: Run, argv: str, scope: str
+) -> None:
+    tenant.add_phone("ann")
+    tenant.add_user("bob")
+    first = run("--dry-run", *argv.split()).out.splitlines()[0]
+    assert first == f"localhost: {scope}" + " deletions" * scope.endswith(" of")
+    lines = run("--no-force", *argv.split(), stdin="n\n").err.splitlines()
+    assert lines[0] == first
+    assert lines[1].startswith("1 of 1: ")
 
 
-def test_an_empty_rehearsal_says_so(tenant: Tenant, run: Run) -> None:
-    tenant.populate(7)
-    result = run("--dry-run")
-    first, totals = result.out.splitlines()
-    assert (result.status, result.err, first) == (0, "", "No limbo phones.")
-    assert "users seen 7" in totals
+@pytest.mark.parametrize("argv", [["--no-force"], ["--force"], ["-n", "--json"]])
+def test_else_nothing_is_said_of_the_settings(
+    tenant: Tenant, run: Run, argv: list[str]
+) -> None:
+    tenant.add_phone("ann", name="Ann's" if argv == ["--no-force"] else "")
+    result = run(*argv)
+    assert "grace period" not in result.out + result.err
 
 
-def test_a_rehearsal_says_what_the_run_then_does(tenant: Tenant, run: Run) -> None:
+@pytest.mark.parametrize("argv", [[], ["named", "done"]], ids=["all", "named"])
+def test_an_empty_dry_run_says_so(tenant: Tenant, run: Run, argv: list[str]) -> None:
+    tenant.add_phone("named", name="Dan's spare")
+    tenant.add_phone("done", name="iPhone", **SET_UP)
+    result = run("--dry-run", *argv)
+    _, nothing, totals = result.out.splitlines()
+    assert (result.status, result.err, nothing) == (0, "", "Nothing to do.")
+    assert totals.startswith("2 users, 2 phones, 1 in limbo: 1 kept; ")
+
+
+def test_a_dry_run_says_what_the_run_then_does(tenant: Tenant, run: Run) -> None:
     add_cast(tenant)
     tenant.add_phone("jo", name=STUCK, **SET_UP)
-    rehearsed = run("--dry-run", "--untag", "--json", "-v").events[:-1]
+    foretold = run("--dry-run", "--untag", "--json", "-v").events[:-1]
     assert writes(tenant) == []
     done = run("--untag", "--json", "-v").events[:-1]
     became = {
@@ -429,10 +530,40 @@ def test_a_rehearsal_says_what_the_run_then_does(tenant: Tenant, run: Run) -> No
         "would_delete": "deleted",
         "would_untag": "untagged",
     }
-    expected = [(became.get(e["event"], e["event"]), e["phone_id"]) for e in rehearsed]
+    expected = [(became.get(e["event"], e["event"]), e["phone_id"]) for e in foretold]
     happened = [(e["event"], e["phone_id"]) for e in done if e["event"] != "deleting"]
     assert happened == expected
     assert len(happened) == 5
+
+
+# One phone after the other
+
+
+@pytest.mark.parametrize(
+    ("argv", "ahead"),
+    [("", True), ("ann bob cleo", True), ("--no-force", False)],
+)
+def test_the_next_phone_is_read_while_this_one_is_written(
+    tenant: Tenant, run: Run, argv: str, ahead: bool
+) -> None:
+    """Where nothing is asked; and no further, and never two writes at a time."""
+    ids = [tenant.add_phone(user, name=STUCK) for user in ("ann", "bob", "cleo")]
+    told: list[str] = []
+
+    def look(request: Request) -> None:
+        if request.method == "DELETE":
+            told.append(f"write {ids.index(request.path[-20:])}")
+            if ids[1] in request.path:
+                try:
+                    tenant.wait_for(path=ids[2], timeout=5 if ahead else 0.3)
+                    told.append("the next is read")
+                except TimeoutError:
+                    told.append("the next is not read")
+
+    tenant.on_request(look)
+    assert run(*argv.split(), stdin="y\ny\ny\n").status == 0
+    reading = "the next is read" if ahead else "the next is not read"
+    assert told == ["write 0", "write 1", reading, "write 2"]
 
 
 # Pages
@@ -538,12 +669,12 @@ def test_a_listing_that_does_not_go_on_ends_the_run(
 
 
 def test_at_most_four_pages_wait_for_a_slow_reader(tenant: Tenant, run: Run) -> None:
-    tenant.add_phone("first")  # the time is asked for it, while its page is read
-    tenant.populate(3000)
+    """The time is asked for each phone: the reader is slow with the second page."""
+    tenant.populate(3001)
     looked = threading.Event()
 
     def clock() -> float:
-        if tenant.requests and not looked.is_set():
+        if len(tenant.requests) > 1 and not looked.is_set():
             looked.set()
             tenant.wait_for(1 + 4, path="users", timeout=5)
             with pytest.raises(TimeoutError):

@@ -25,7 +25,7 @@ Runs = Callable[..., Result]
 
 SETTINGS = (
     *("skey", "skey_file", "ikey", "host", "grace_period", "force", "dry_run"),
-    *("max_deletions", "untag", "json", "timeout", "ca_certs", "verbose"),
+    *("max_deletions", "untag", "json", "journal", "timeout", "ca_certs", "verbose"),
 )
 TOKEN = "Zx7_Qw9_Kp3_Vb5"
 """Looks like a secret key, and is no host."""
@@ -42,6 +42,22 @@ def variable(name: str) -> str:
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duo_phone_cleanup, "PAUSE", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some command lines are made up: they may name a journal."""
+    monkeypatch.chdir(tmp_path)
+
+
+def usual(text: str) -> str:
+    """A help in one line, and as Python 3.13 words it.
+
+    Before, argparse repeats a metavar: "-s SKEY, --skey SKEY".
+    """
+    return re.sub(
+        r"(-\w) ([A-Z]+), (--[\w-]+) \2", r"\1, \3 \2", " ".join(text.split())
+    )
 
 
 @pytest.fixture
@@ -128,6 +144,9 @@ TABLE = [
     Setting("max_deletions", "", left, {"1": 5, "none": 3, "": 3}),
     Setting("untag", "", tagged, {"yes": 2, "no": 3, "": 3}),
     Setting("json", "", out, {"yes": "{", "no": "", "": ""}),
+    Setting(
+        "journal", "", status, {"{tmp}/journal": 0, "/dev/full": 1, "": 0}, "{tmp}"
+    ),
     Setting("timeout", "", status, {"5": 0, "0.02": 1, "": 0}),
     Setting("ca_certs", "", status, {"{ca}": 0, "{tmp}/other-ca": 1, "": 1}),
     Setting("verbose", "-v", told, {"1": "done", "2": "steps", "": ""}),
@@ -144,7 +163,7 @@ def see(tenant: Tenant, run: Runs, files: dict[str, str]) -> Callable[..., Any]:
     def see(setting: Setting, *argv: str, **variables: str) -> Any:
         tenant.users.clear()
         tenant.phones.clear()
-        tenant.slow(row=0.015 if setting.name == "timeout" else 0)
+        tenant.slow(row=0.05 if setting.name == "timeout" else 0)
         tenant.add_phone("ann")
         tenant.add_phone("bob", name=str(NOW - HOUR))
         tenant.add_phone("cleo", name=str(NOW - 10 * MINUTE))
@@ -291,6 +310,7 @@ BAD: dict[str, list[str]] = {
     "max_deletions": [*BAD_NUMBERS, "all", "non", "nonesuch", "no"],
     "untag": BAD_WORDS,
     "json": BAD_WORDS,
+    "journal": ["{tmp}", "{tmp}/none/journal", "{tmp}/key/journal"],
     "timeout": [*(bad for bad in BAD_NUMBERS if bad != "1.5"), "0", "0.0", "1,5", "."],
     "ca_certs": [*BAD_FILES, "{tmp}/key", "HTTP", "DISABLE", "http", "disable"],
     "verbose": [*BAD_NUMBERS, "v", "yes"],
@@ -377,13 +397,136 @@ def test_an_empty_user_name_is_a_usage_error(tenant: Tenant, run: Runs) -> None:
 
 
 @pytest.mark.parametrize(
-    "proxy", [f"socks5://me:{TOKEN}@h:1", f"https://{TOKEN}@h", f"h:{TOKEN}", "a b"]
+    "proxy",
+    [
+        *(f"socks5://me:{TOKEN}@h:1", f"https://{TOKEN}@h", f"h:{TOKEN}", "a b"),
+        *("http://proxy..corp:3128", "http://.corp", "http://corp.", "http://:3128"),
+        *("http://proxy:0", "http://proxy:65536", "http://proxy:", "http://p:1:2"),
+        *("http://[::1:3128", "http://::1:3128", f"http://me:{TOKEN}@", "http://a_b/c"),
+    ],
 )
-def test_a_bad_proxy_is_a_usage_error(tenant: Tenant, run: Runs, proxy: str) -> None:
+def test_a_malformed_proxy_is_called_that(
+    tenant: Tenant, run: Runs, proxy: str
+) -> None:
     result = run(HTTPS_PROXY=proxy)
     assert_usage_error(tenant, result)
-    assert "HTTPS_PROXY" in result.err
+    assert "HTTPS_PROXY is malformed" in result.err
+    assert "--host" not in result.err
     assert TOKEN not in result.err
+
+
+@pytest.mark.parametrize(
+    ("proxy", "dialed"),
+    [
+        ("HTTP://localhost:1", "localhost:1"),
+        ("http://LOCALHOST:1/", "localhost:1"),
+        (f"HTTP://me:{TOKEN}@LocalHost:1", "localhost:1"),
+        ("http://[::FFFF:7F00:1]:1", "::ffff:7f00:1:1"),
+        ("HTTP://[::FFFF:127.0.0.1]:1", "::ffff:127.0.0.1:1"),
+    ],
+)
+def test_capitals_in_a_proxy_are_fine(
+    tenant: Tenant, run: Runs, proxy: str, dialed: str
+) -> None:
+    """Nothing answers there: what was dialed is named, without a password."""
+    result = run(HTTPS_PROXY=proxy)
+    assert result.status == 1
+    (line,) = result.err.splitlines()
+    assert f" error: no answer from the proxy {dialed}: " in line.lower()
+    assert TOKEN not in result.err
+    assert tenant.requests == []
+
+
+# What is nearly right is told what it should have been
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("--dryrun", "--dry-run"),
+        ("--dry_run", "--dry-run"),
+        ("--no-dryrun", "--no-dry-run"),
+        ("--max-deletion=5", "--max-deletions"),
+        ("--grace-periods", "--grace-period"),
+        (f"--skye={TOKEN}", "--skey"),
+        (f"--skey_file={TOKEN}", "--skey-file"),
+        (f"--SKEY={TOKEN}", ""),
+        ("--no-forse", "--no-force"),
+        ("--jounral", "--journal"),
+        ("-dry-run", "--dry-run"),
+        ("-json", "--json"),
+        ("-skey", "--skey"),
+        ("-host", "--host"),
+        (f"--{TOKEN}", ""),
+        ("--xyzzy", ""),
+        ("-x", ""),
+    ],
+)
+def test_a_mistyped_option_gets_a_suggestion(
+    tenant: Tenant, run: Runs, word: str, meant: str
+) -> None:
+    result = run("ann", word)
+    assert_usage_error(tenant, result)
+    assert re.findall(": did you mean (.*?)[?]", result.err) == [meant] * bool(meant)
+    assert "argument 2 " in result.err
+    assert TOKEN not in result.err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        *(["-n="], ["-v="], ["-f="], ["-h="], ["-vv="], ["-s="], ["-nv="]),
+        *([f"-n={TOKEN}"], [f"-v={TOKEN}"], ["-n=yes"], ["-v=2"]),
+        *(["-skey", TOKEN], ["-skey-file", TOKEN], ["-host", TOKEN], ["-ikey", TOKEN]),
+        *([f"-skey={TOKEN}"], [f"-host={TOKEN}"], ["-grace-period", "5"], ["-force"]),
+        *(["-help"], ["-version"], ["-verbose"], ["-json"], ["-dry-run"], ["-untag"]),
+        *(["-timeout", "5"], ["-journal", TOKEN], ["-ca-certs", TOKEN], ["-no-force"]),
+        *(["-skye", TOKEN], ["-seky", TOKEN], ["-hots", TOKEN], ["-untga"]),
+    ],
+    ids=" ".join,
+)
+def test_a_long_name_with_one_dash_is_no_option(
+    tenant: Tenant, run: Runs, argv: list[str]
+) -> None:
+    """As is a switch with a value, however empty. argparse has its own ideas of it."""
+    result = run(*argv)
+    assert_usage_error(tenant, result)
+    assert TOKEN not in result.err
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("DUO_GRACE_PEROID", "DUO_GRACE_PERIOD"),
+        ("DUO_GRACEPERIOD", "DUO_GRACE_PERIOD"),
+        ("DUO_MAX_DELETION", "DUO_MAX_DELETIONS"),
+        ("DUO_MAX_DELETES", "DUO_MAX_DELETIONS"),
+        ("DUO_DRYRUN", "DUO_DRY_RUN"),
+        ("DUO_SKEYFILE", "DUO_SKEY_FILE"),
+        ("DUO_CA_CERT", "DUO_CA_CERTS"),
+        ("DUO_TIMEOUTS", "DUO_TIMEOUT"),
+        ("DUO_JOURNALS", "DUO_JOURNAL"),
+        ("DUO_VERBOSITY", ""),
+        # other programs', and what is too short to tell
+        *(("DUO_AKEY", ""), ("DUO_API_HOST", ""), ("DUO_API_HOSTNAME", "")),
+        *(("DUO_IKEYS", ""), ("DUO_HOSTS", ""), ("DUO_INTEGRATION_KEY", "")),
+        *(("DUO_SECRET_KEY", ""), ("DUO_CLIENT_ID", ""), ("DUO_CLIENT_SECRET", "")),
+        *(("DUO_FAILMODE", ""), ("DUO_HTTP_PROXY", ""), ("DUO_REDIRECT_URI", "")),
+        *(("GRACE_PERIOD", ""), ("DUOGRACE_PERIOD", ""), ("duo_grace_period", "")),
+    ],
+)
+def test_a_mistyped_variable_is_warned_of(
+    tenant: Tenant, run: Runs, name: str, meant: str
+) -> None:
+    """With both names, and never its value."""
+    result = run(**{name: TOKEN})
+    assert (result.status, result.out) == (0, "")
+    lines = result.err.splitlines()
+    assert len(lines) == bool(meant)
+    for line in lines:
+        assert re.fullmatch(rf".* warning: .*\b{name}: did you mean {meant}[?]", line)
+    assert TOKEN not in result.err
+    assert tenant.requests
 
 
 # Secrets
@@ -573,7 +716,7 @@ def test_a_key_file_that_others_can_read_is_warned_of(
     lines = result.err.splitlines()
     assert len(lines) == warned
     for line in lines:
-        assert "warning" in line
+        assert " warning: " in line
         assert "--skey-file" in line
         assert "DUO_SKEY_FILE" in line
     assert SKEY[:4] not in result.err
@@ -637,30 +780,45 @@ def test_without_ca_certs_only_duos_own_are_trusted(tenant: Tenant, run: Runs) -
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
-def test_help_tells_of_every_setting_and_fits_90_columns(run: Runs, flag: str) -> None:
+def test_help_tells_of_every_setting_and_fits_80_columns(run: Runs, flag: str) -> None:
     result = run(flag)
     assert (result.status, result.err) == (0, "")
-    assert max(map(len, result.out.splitlines())) <= 90
+    assert max(map(len, result.out.splitlines())) <= 80
+    assert not re.search("[ \t]$", result.out, re.MULTILINE)
     for name in SETTINGS:
-        assert re.search(rf"{variable(name)}\b", result.out)
+        assert re.search(rf"\[{variable(name)}\]", usual(result.out))
         assert re.search(rf"--(no-)?{option(name)[2:]}(?![\w-])", result.out)
     for word in (
         *("--force", "--no-force", "--no-dry-run", "--no-untag", "--no-json"),
-        *(
-            "-s,",
-            "-i,",
-            "-H,",
-            "-g,",
-            "-f,",
-            "-n,",
-            "-v,",
-            "-vv",
-            "--help",
-            "--version",
-        ),
-        *("[user ...]", "HTTPS_PROXY", "NO_PROXY", "17 minutes", "129, 130, 143"),
+        *("-s, --skey SKEY", "-i, --ikey IKEY", "-H, --host HOST", "--journal FILE"),
+        *("-g, --grace-period MINUTES", "-f, --force", "-n, --dry-run", "-v, --verb"),
+        *("-vv", "-h, --help", "--version", "--max-deletions N", "--timeout SECONDS"),
+        *("[user ...]", "HTTPS_PROXY", "NO_PROXY", "after about 17", "129, 130, 143"),
+        "Options override environment variables",
     ):
-        assert word in result.out, word
+        assert word in usual(result.out), word
+
+
+def test_every_option_is_written_down_once_and_told_with_its_default(
+    run: Runs,
+) -> None:
+    rows = [row for rows in duo_phone_cleanup.OPTIONS.values() for row in rows]
+    flags = [re.findall(r"(?<!\S)--?[\w-]+", names) for names, *_ in rows]
+    assert sorted(names[-1] for names in flags) == sorted(map(option, SETTINGS))
+    each = [*itertools.chain(*flags)]
+    assert len({*each}) == len(each)
+    text = usual(run("--help").out)
+    for names, (_, _, default, about) in zip(flags, rows):
+        wanted = usual(about)
+        assert text.count(wanted) == 1
+        rest = text[text.index(wanted) + len(wanted) :]
+        told = f" (default: {default})" if default and "/" not in default else ""
+        assert rest.startswith(f"{told} [{variable(names[-1][2:].replace('-', '_'))}]")
+    defaults = {names[-1]: row[2] for names, row in zip(flags, rows) if row[2]}
+    assert defaults.pop("--ca-certs").endswith("ca_certs.pem")
+    expected = "dry-run no force yes grace-period 10 max-deletions 100 untag no"
+    words = f"{expected} verbose 0 json no timeout 30".split()
+    assert defaults == dict(zip((f"--{word}" for word in words[::2]), words[1::2]))
 
 
 def test_the_version(run: Runs) -> None:
@@ -674,7 +832,7 @@ def test_help_looks_at_no_variable(tenant: Tenant, run: Runs, flag: str) -> None
     for variables in (
         dict.fromkeys(map(variable, SETTINGS), ""),
         dict.fromkeys(map(variable, SETTINGS), "two words"),
-        {"HTTPS_PROXY": "junk://"},
+        {"HTTPS_PROXY": "junk://", "DUO_GRACE_PEROID": "5"},
     ):
         result = run("ann", "-g", "junk", flag, **variables)
         assert (result.status, result.err) == (0, "")

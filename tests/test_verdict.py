@@ -105,9 +105,9 @@ CASES: list[tuple[str, Record, Verdict | None]] = [
     ("at the grace period", {"name": str(DUE)}, Verdict.DELETE),
     ("a second past it", {"name": str(DUE - 1)}, Verdict.DELETE),
     ("tagged now", {"name": str(NOW)}, Verdict.WAIT),
-    ("tagged in the future", {"name": str(NOW + 1)}, Verdict.WAIT),
+    ("tagged in the future", {"name": str(NOW + 1)}, Verdict.FUTURE),
     ("the first tag of all", {"name": "1000000000"}, Verdict.DELETE),
-    ("the last tag of all", {"name": "9999999999"}, Verdict.WAIT),
+    ("the last tag of all", {"name": "9999999999"}, Verdict.FUTURE),
     # whether it is a limbo phone: its platform
     ("lower case", {**OLD, "platform": "generic smartphone"}, Verdict.DELETE),
     ("capitals", {**OLD, "platform": "GENERIC SMARTPHONE"}, Verdict.DELETE),
@@ -143,17 +143,27 @@ CASES: list[tuple[str, Record, Verdict | None]] = [
         (f"last_seen {short(seen)}", {**OLD, "last_seen": seen}, Verdict.DELETE)
         for seen in (MISSING, None, "", 0, -1, NOW - HOUR, NOW - HOUR - 1)
     ),
-    ("in use since", {**OLD, "last_seen": NOW - HOUR + 1}, Verdict.STAMP),
-    ("in use now", {**OLD, "last_seen": NOW}, Verdict.STAMP),
-    ("in use in the future", {**OLD, "last_seen": NOW + DAY}, Verdict.STAMP),
-    ("in use 10**30", {**OLD, "last_seen": 10**30}, Verdict.STAMP),
-    ("in use, still young", {"name": str(NOW - 9), "last_seen": NOW}, Verdict.STAMP),
-    ("in use, but pinned", {"name": "Ann", "last_seen": NOW}, Verdict.NAMED),
+    ("in use since", {**OLD, "last_seen": NOW - HOUR + 1}, Verdict.STAMP_AGAIN),
+    ("in use now", {**OLD, "last_seen": NOW}, Verdict.STAMP_AGAIN),
+    ("in use in the future", {**OLD, "last_seen": NOW + DAY}, Verdict.STAMP_AGAIN),
+    ("in use 10**30", {**OLD, "last_seen": 10**30}, Verdict.STAMP_AGAIN),
+    (
+        "in use, still young",
+        {"name": str(NOW - 9), "last_seen": NOW},
+        Verdict.STAMP_AGAIN,
+    ),
+    ("in use, but named", {"name": "Ann", "last_seen": NOW}, Verdict.NAMED),
     ("in use, not tagged", {"last_seen": NOW}, Verdict.STAMP),
-    ("in use, tag to come", {**TO_COME, "last_seen": NOW + 10}, Verdict.WAIT),
-    ("unreadable, tag to come", {**TO_COME, "last_seen": "junk"}, Verdict.WAIT),
+    ("in use, tag to come", {**TO_COME, "last_seen": NOW + 10}, Verdict.FUTURE),
+    ("unreadable", {**OLD, "last_seen": "junk"}, Verdict.UNREADABLE),
+    (
+        "unreadable, still young",
+        {"name": str(NOW - 9), "last_seen": "junk"},
+        Verdict.UNREADABLE,
+    ),
+    ("unreadable, tag to come", {**TO_COME, "last_seen": "junk"}, Verdict.FUTURE),
     ("unreadable, not tagged", {"last_seen": "junk"}, Verdict.STAMP),
-    ("unreadable, but pinned", {"name": "x", "last_seen": []}, Verdict.NAMED),
+    ("unreadable, but named", {"name": "x", "last_seen": []}, Verdict.NAMED),
     ("unreadable, but set up", {**SET_UP, "last_seen": 0.5}, None),
 ]
 
@@ -207,8 +217,28 @@ def test_table(fields: Record, expected: Verdict | None) -> None:
     assert record == before
 
 
+def test_the_table_has_every_verdict() -> None:
+    assert {case[2] for case in CASES} == {None, *Verdict}
+
+
+@pytest.mark.parametrize("each", Verdict, ids=lambda each: str(each.name))
+def test_what_a_verdict_does(each: Verdict) -> None:
+    """Its verb alone says whether anything is written; only DELETE deletes."""
+    done = {
+        "untag": ("untagged", True),
+        "stamp": ("stamped", True),
+        "delete": ("deleted", True),
+        "keep": ("named", False),
+        "wait": ("waiting", False),
+    }
+    assert (each.done, each.writes) == done[each.verb]
+    assert (each.verb == "delete") is (each is Verdict.DELETE)
+    reasons = [other.reason for other in Verdict]
+    assert reasons.count(each.reason) == 1
+
+
 @pytest.mark.parametrize("name", NAMES_OF_PEOPLE + NOT_EVEN_TEXT, ids=short)
-def test_a_name_that_is_no_tag_is_left_alone(name: Any) -> None:
+def test_a_phone_whose_name_is_no_tag_is_kept(name: Any) -> None:
     for seen in ("", NOW, "junk"):
         phone = limbo(name=name, number=NUMBER, last_seen=seen)
         assert verdict(phone, NOW, GRACE) is Verdict.NAMED
@@ -240,7 +270,7 @@ def test_another_number_leaves_a_tag_a_tag(number: Any) -> None:
 
 @pytest.mark.parametrize("seen", UNREADABLE, ids=short)
 def test_a_last_seen_that_cannot_be_read_only_waits(seen: Any) -> None:
-    assert verdict(limbo(**OLD, last_seen=seen), NOW, GRACE) is Verdict.WAIT
+    assert verdict(limbo(**OLD, last_seen=seen), NOW, GRACE) is Verdict.UNREADABLE
 
 
 @pytest.mark.usefixtures("where")
@@ -273,14 +303,14 @@ def test_last_seen_is_read_to_the_second(seen: str, moment: tuple[int, ...]) -> 
         verdict(limbo(name=str(tag), last_seen=seen), used + DAY, GRACE)
         for tag in (used - 1, used, used + 1)
     ]
-    assert said == [Verdict.STAMP, Verdict.DELETE, Verdict.DELETE]
+    assert said == [Verdict.STAMP_AGAIN, Verdict.DELETE, Verdict.DELETE]
 
 
 def test_a_fraction_of_a_second_after_the_tag_is_later() -> None:
     for digits in ("5", "000001", "999999"):
         seen = f"{utc(NOW - HOUR):%Y-%m-%dT%H:%M:%S}.{digits}"
         phone = limbo(**OLD, last_seen=seen)
-        assert verdict(phone, NOW, GRACE) is Verdict.STAMP, seen
+        assert verdict(phone, NOW, GRACE) is Verdict.STAMP_AGAIN, seen
 
 
 # Properties
@@ -364,9 +394,9 @@ def test_deleted_if_past_the_grace_period_and_not_in_use_since(
     with zone(where):
         said = verdict(limbo(name=str(tag), last_seen=spelling), now, grace)
     if tag > now:
-        assert said is Verdict.WAIT
+        assert said is Verdict.FUTURE
     elif seen is not None and seen > utc(tag):
-        assert said is Verdict.STAMP
+        assert said is Verdict.STAMP_AGAIN
     else:
         due = now - tag >= grace * MINUTE
         assert said is (Verdict.DELETE if due else Verdict.WAIT)
@@ -396,12 +426,26 @@ def test_of_any_record_only_a_limbo_phone_with_an_old_tag_is_deleted(
         assert seen in (None, "") or not isinstance(seen, int) or seen <= int(name)
     elif said is Verdict.STAMP:
         assert limbo_phone
-        assert digits or name is None or not name.strip()
+        assert name is None or not name.strip()
+    elif said is Verdict.NAMED:
+        assert limbo_phone
+        assert name is not None
+    elif said in (Verdict.STAMP_AGAIN, Verdict.UNREADABLE):
+        assert limbo_phone
+        assert digits
+        assert int(name) <= now
+        assert record["last_seen"] not in (None, "")
+    elif said in (Verdict.FUTURE, Verdict.WAIT):
+        assert limbo_phone
+        assert digits
+        assert (int(name) > now) is (said is Verdict.FUTURE)
+        assert int(name) > now - grace * MINUTE
     elif said is Verdict.UNTAG:
         assert digits
         assert not limbo_phone
     else:
-        assert limbo_phone is (said is not None)
+        assert said is None
+        assert not limbo_phone
 
 
 @PATIENT
@@ -525,10 +569,8 @@ def test_the_dry_run_says_ages_in_their_largest_unit(tenant: Tenant, run: Run) -
         "23 hours": DAY - 1,
         "1 day": DAY,
         "3 days": 3 * DAY + 5 * HOUR,
-        "1 month": 31 * DAY,
-        "11 months": 364 * DAY,
-        "1 year": 365 * DAY,
-        "5 years": 6 * 365 * DAY,
+        "31 days": 31 * DAY,
+        "2189 days": 6 * 365 * DAY - 1,
     }
     for passed in ages.values():
         tenant.add_phone("ann", name=str(NOW - passed), number=f"old {passed}.")
@@ -536,20 +578,3 @@ def test_the_dry_run_says_ages_in_their_largest_unit(tenant: Tenant, run: Run) -
     for said, passed in ages.items():
         (row,) = (row for row in rows if f"old {passed}." in row)
         assert f"  {said}  " in row, row
-
-
-@pytest.mark.parametrize(
-    ("where", "tagged", "shown"),
-    [
-        ("UTC", (2026, 7, 1, 12), "2026-07-01 12:00"),
-        ("New York", (2026, 7, 1, 12), "2026-07-01 08:00"),
-        ("New York", (2026, 12, 1, 12), "2026-12-01 07:00"),
-        ("Kathmandu", (2026, 12, 31, 20), "2027-01-01 01:45"),
-    ],
-)
-def test_the_dry_run_says_local_time_with_the_summer_time_of_then(
-    tenant: Tenant, run: Run, where: str, tagged: tuple[int, ...], shown: str
-) -> None:
-    tenant.add_phone("ann", name=str(epoch(*tagged)))
-    with zone(where):
-        assert shown in run("--dry-run").out
