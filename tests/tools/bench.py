@@ -324,8 +324,8 @@ def writes(quick: bool) -> Iterator[Line]:
     pages = math.ceil(users / PAGE)
     requests = pages + 2 * 2 * stuck
     floor = CONNECTION + requests * REQUEST + users * ROW + start_up()
-    yield Line(f"{stuck} deletions and {stuck} stamps in {users} users: 0.9 of it")
-    most = 0.9 * other.seconds
+    yield Line(f"{stuck} deletions and {stuck} stamps in {users} users: 0.65 of it")
+    most = 0.65 * other.seconds
     yield from lines(other, this, floor=floor, seconds=most, requests=requests)
 
 
@@ -374,9 +374,9 @@ def manners(quick: bool) -> Iterator[Line]:
     other, this = Usage.median(others), Usage.median(ours)
     yield Line(
         f"walk of {pages} pages, {requests} in any {window} s (the other: four threads"
-        " with duo_client's own back-off): 1.3 x floor"
+        " with duo_client's own back-off): 1.5 x floor"
     )
-    yield from lines(other, this, floor=floor, seconds=1.3 * floor)
+    yield from lines(other, this, floor=floor, seconds=1.5 * floor)
     yield Line("refused requests", other.refused, this.refused)
 
 
