@@ -477,7 +477,8 @@ def start(function: Callable[..., T], *about: Any) -> futures.Future[T]:
         try:
             future.set_result(function(*about))
         except BaseException as error:
-            future.set_exception(error)
+            # Without the frames, one of which may hold a socket open.
+            future.set_exception(error.with_traceback(None))
 
     try:
         threading.Thread(target=call, daemon=True).start()
