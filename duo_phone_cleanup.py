@@ -15,9 +15,10 @@ become its name, the tag. A later run deletes it once that tag is older than
 the grace period. A phone that a person has named is kept forever. Nothing is
 stored but the tags, in Duo: a run may be killed, repeated or overlap another.
 
-The only writes to Duo are in Run.carry_out: delete_phone, and update_phone for a name.
-verdict() decides on each by the record of that one phone, and DuoAdmin sends none
-later than two seconds after it asked for that record. What follows is in that order.
+The only writes to Duo are the two in Run.carry_out: delete_phone, and update_phone with
+a name. verdict() decides on each from that phone's own record, and DuoAdmin sends none
+more than two seconds after it asked for that record. The file is in the order of trust:
+verdict, run, Duo client, what is reported, command line, main.
 """
 
 from __future__ import annotations
@@ -285,7 +286,7 @@ class Run:
                     text = f"{silent} phones in a row without an answer: the run ends"
                     raise Failure(NO_ANSWER, text) from None
                 continue
-            silent = 0
+            silent = 0 if phone.verdict.writes else silent  # else nobody was asked
             self.report.event(outcome, phone)
             if outcome not in ("changed", "gone"):
                 self.listed.append(phone)
@@ -342,7 +343,8 @@ class Run:
         except ERRORS as error:
             if duo_code(error) == NOT_FOUND:
                 return phone.gone()
-            phone.perhaps.append(None if deleting else name)
+            if getattr(error, "status", 0) // 100 != 4:  # it was not refused
+                phone.perhaps.append(None if deleting else name)
             raise
         return phone.verdict.done
 
@@ -390,7 +392,8 @@ class Run:
                 row += [f"{phone.verdict.verb}: {reason}", phone.phone_id * verbose]
                 rows.append([escape(shorten(cell, 50), sys.stdout) for cell in row])
         widths = [max(map(columns, column)) for column in zip(*rows)]
-        for row in rows if rows[1:] else [["Nothing to do."]]:
+        nothing = [] if self.report.status else [["Nothing to do."]]
+        for row in rows if rows[1:] else nothing:
             cells = (cell + " " * (n - columns(cell)) for cell, n in zip(row, widths))
             self.report.put("  ".join(cells).rstrip())
 
@@ -547,18 +550,19 @@ class DuoAdmin(duo_client.Admin):
     ) -> tuple[http.client.HTTPResponse, bytes, float]:
         """Send a request by `latest`; return its answer and when it was sent."""
         connection, began = self._connection(method), time.monotonic()
-        status, keep = "failed", False
+        status, keep = "not sent", False
         try:
             if connection.sock is None:
                 connection.connect()
             sent = time.monotonic()
             self.go_on()
-            if sent > latest:  # the next write takes it: else a slow one would never do
+            if sent > latest:  # kept for the next write: else a slow one never serves
                 self.close()
                 keep = True
                 text = f"no write could follow within {FRESH:g} s of a read"
                 raise Failure(STALE, text)
             self._report.requests.append(method)
+            status = "failed"
             connection.request(method, uri, body, headers)
             response = connection.getresponse()
             data, status, keep = response.read(), str(response.status), self._reusing
@@ -1115,7 +1119,7 @@ def find_proxy(host: str, port: int) -> tuple[str, int, Record] | None:
     if not match or not 0 < int(match[3] or 80) < 65536:
         expected = "http://[USER:PASSWORD@]HOST[:PORT]"
         raise UsageError(f"the proxy in HTTPS_PROXY is malformed: expected {expected}")
-    login = urllib.parse.unquote_to_bytes(match[1] or "")
+    login = urllib.parse.unquote_to_bytes(os.fsencode(match[1] or ""))
     basic = f"Basic {base64.b64encode(login).decode()}"
     headers = {"Proxy-Authorization": basic} if login else {}
     return match[2].strip("[]"), int(match[3] or 80), headers
@@ -1137,15 +1141,22 @@ def main(argv: Sequence[str] | None = None, clock: Clock = time.time) -> int:
             signal.setitimer(signal.ITIMER_REAL, ANSWER, TELL)
         signals.append(number)
 
-    def break_off(*_: object) -> None:
-        raise Stopped
+    def break_off(number: int, frame: object) -> None:
+        if signals:
+            raise Stopped
+        note(number, frame)  # an alarm that was set before the program began
 
     signal.signal(signal.SIGALRM, break_off)
     for each in SIGNALS:
         if signal.getsignal(each) is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(each, note)
     try:
-        settings = read_settings(sys.argv[1:] if argv is None else argv, os.environ)
+        try:
+            settings = read_settings(sys.argv[1:] if argv is None else argv, os.environ)
+        except UsageError as error:
+            with contextlib.suppress(AttributeError, OSError):
+                sys.stderr.write(f"duo_phone_cleanup: error: {error} (see --help)\n")
+            return 2
         report = Report(settings, clock, signals)
         for warning in settings.warnings:
             report.log(f"warning: {warning}")
@@ -1156,10 +1167,6 @@ def main(argv: Sequence[str] | None = None, clock: Clock = time.time) -> int:
             if signals:
                 signal.setitimer(signal.ITIMER_REAL, TELL, TELL)
         return report.end()
-    except UsageError as error:
-        with contextlib.suppress(AttributeError, OSError):
-            sys.stderr.write(f"duo_phone_cleanup: error: {error} (see --help)\n")
-        return 2
     except Stopped:  # while the settings were read, or the end was told
         return 128 + signals[0]
     finally:

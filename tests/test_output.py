@@ -959,3 +959,13 @@ def test_a_phone_that_is_due_when_the_table_is_told(
     result = run("-n", now=lambda: next(times, NOW + HOUR))
     assert result.status == 0
     assert left in result.out
+
+
+def test_a_dry_run_that_failed_does_not_call_that_nothing(
+    tenant: Tenant, run: Run
+) -> None:
+    tenant.add_phone("ann")
+    tenant.fail("status", status=401, path="phones/", times=None)
+    result = run("--dry-run", "ann")
+    assert result.status == 1
+    assert "Nothing to do" not in result.out

@@ -458,6 +458,32 @@ def test_phones_without_an_answer(
     assert {int(each[3:]) for each in written(tenant)} == {*range(reached)}
 
 
+def test_phones_without_an_answer_between_phones_that_are_kept(
+    tenant: Tenant, run: Run
+) -> None:
+    """Nothing is asked about those that are kept: they are no answer."""
+    for number in range(8):
+        tenant.add_phone(f"user-{number}", name=OLD)
+        tenant.add_phone(f"user-{number}", name="kept")
+    tenant.fail("reset_before", path="phones/", times=None)
+    result = run("--json")
+    assert (result.status, result.summary["failed"]) == (1, 5)
+    assert "4 phones in a row without an answer" in result.err
+
+
+def test_a_deletion_that_was_refused_is_not_ours(tenant: Tenant, run: Run) -> None:
+    """While a 429 is waited out, somebody else deletes the phone."""
+    ann = tenant.add_phone("ann", name=OLD)
+    tenant.fail("status", status=429, method="DELETE")
+
+    def delete(request: Request) -> None:
+        if request.method == "DELETE":
+            del tenant.phones[ann]
+
+    tenant.on_request(delete)
+    assert run("--json").kinds == ["deleting", "gone"]
+
+
 def test_the_same_phone_never_answers(tenant: Tenant, run: Run) -> None:
     """Run after run, the ones behind it are done."""
     tenant.add_phone("ann", phone_id="DP-silent", name=OLD)

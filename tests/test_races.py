@@ -283,7 +283,7 @@ def test_the_run_after_one_that_was_killed(
     started.set()
     killed = finish(child)
     assert killed.status == -signal.SIGKILL
-    assert len(tenant.requests) == count
+    assert len(tenant.requests) in (count, count + 1)  # with the next phone's read
     work.assert_nothing_wrong()
     if written(tenant)[-1:] == ["DELETE"]:  # what was deleted is on record
         record = killed.events[-1]["record"]

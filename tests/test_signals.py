@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import os
 import pty
 import select
 import signal
 import struct
 import subprocess
+import sys
 import termios
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +21,17 @@ from typing import IO, Any
 
 import pytest
 
-from tests.conftest import HOUR, SIGNALS, Number, Result, handlers, start
+from tests.conftest import (
+    HOUR,
+    SCRIPT,
+    SIGNALS,
+    Number,
+    Result,
+    Run,
+    clean_environment,
+    handlers,
+    start,
+)
 from tests.tenant import Tenant
 
 HUP, INT, TERM = SIGNALS
@@ -156,7 +169,9 @@ def test_during_a_long_walk(tenant: Tenant) -> None:
         tenant.wait_for(3)
         result = end(child, TERM)
     assert result.summary["users_seen"] < 300 * 12
-    assert result.err.count("GET /") <= len(tenant.requests), "only what was sent"
+    told = [line for line in result.err.splitlines() if "GET /" in line]
+    sent = [line for line in told if ": not sent after" not in line]
+    assert len(sent) <= len(tenant.requests)
 
 
 @pytest.mark.parametrize(
@@ -250,3 +265,36 @@ def test_a_signal_while_nobody_reads_the_output(
             pytest.fail("the run goes on")
         finally:
             child.kill()
+
+
+def test_an_alarm_set_by_whoever_started_the_program(tenant: Tenant) -> None:
+    """As a time limit: it outlives exec, and ends a run as other signals do."""
+    tenant.fail("hang", times=None)
+    alarm = (
+        "import os, signal, sys; signal.alarm(1); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", alarm, sys.executable, str(SCRIPT)],
+        env=clean_environment(**tenant.environment()),
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        _, err = child.communicate(timeout=20)
+    assert child.returncode == 128 + signal.SIGALRM
+    assert "error: stopped by SIGALRM" in err
+
+
+class StalledStderr(io.StringIO):
+    """Standard error that nobody reads, while the process is told to end."""
+
+    def write(self, text: str) -> int:
+        os.kill(os.getpid(), TERM)
+        threading.Event().wait(20)
+        return len(text)
+
+
+def test_a_signal_while_nobody_reads_a_usage_error(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", StalledStderr())
+    assert run("-g", "soon").status == 143
