@@ -7,7 +7,7 @@ PYTHON = python3
 VENV = .venv
 TESTS =
 ARGS =
-PARALLEL = -n auto --maxprocesses 8
+PARALLEL = -n 4
 COVERAGE = $(if $(TESTS)$(ARGS),,--cov)
 
 BIN = $(VENV)/bin

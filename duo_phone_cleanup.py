@@ -515,7 +515,7 @@ class DuoAdmin(duo_client.Admin):
         self._tls, self._report = settings.ca_certs, report
         self._reads: dict[str, float] = {}  # by path, until when it vouches (monotonic)
         self._pause_ends = 0.0  # monotonic
-        self._reusing = True
+        self._reusing, self._lock = True, threading.Lock()
         # Connections, with the time since which they are idle (monotonic).
         self._idle: list[tuple[http.client.HTTPSConnection, float]] = []
 
@@ -550,7 +550,7 @@ class DuoAdmin(duo_client.Admin):
     ) -> tuple[http.client.HTTPResponse, bytes, float]:
         """Send a request by `latest`; return its answer and when it was sent."""
         connection, began = self._connection(method), time.monotonic()
-        status, keep = "not sent", False
+        status, late = "not sent", False
         try:
             if connection.sock is None:
                 connection.connect()
@@ -558,19 +558,20 @@ class DuoAdmin(duo_client.Admin):
             self.go_on()
             if sent > latest:  # kept for the next write: else a slow one never serves
                 self.close()
-                keep = True
+                late = method != "GET"
                 text = f"no write could follow within {FRESH:g} s of a read"
                 raise Failure(STALE, text)
             self._report.requests.append(method)
             status = "failed"
             connection.request(method, uri, body, headers)
             response = connection.getresponse()
-            data, status, keep = response.read(), str(response.status), self._reusing
+            data, status = response.read(), str(response.status)
         finally:
-            if keep:
-                self._idle.append((connection, time.monotonic()))
-            else:
-                connection.close()
+            with self._lock:
+                if late or (self._reusing and status.isdigit()):
+                    self._idle.append((connection, time.monotonic()))
+                else:
+                    connection.close()
             took = time.monotonic() - began
             self._report.log(f"{method} {uri}: {status} after {took:.2f} s", 2)
         return response, data, sent
@@ -594,8 +595,9 @@ class DuoAdmin(duo_client.Admin):
 
     def close(self) -> None:
         """Close the connections that are kept, and keep none from now on."""
-        self._reusing = False
-        idle, self._idle = self._idle, []
+        with self._lock:
+            self._reusing = False
+            idle, self._idle = self._idle, []
         for connection, _ in idle:
             connection.close()
 
