@@ -7,7 +7,7 @@ PYTHON = python3
 VENV = .venv
 TESTS =
 ARGS =
-PARALLEL = -n 4
+PARALLEL = -n 3
 COVERAGE = $(if $(TESTS)$(ARGS),,--cov)
 
 BIN = $(VENV)/bin

@@ -32,9 +32,16 @@ from tests.conftest import (
     handlers,
     start,
 )
-from tests.tenant import Tenant
+from tests.tenant import Request, Tenant
 
 HUP, INT, TERM = SIGNALS
+
+
+@pytest.fixture(autouse=True)
+def _unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let coverage not write its data as a process ends: here that is timed."""
+    for name in [each for each in os.environ if each.startswith("COVERAGE_")]:
+        monkeypatch.delenv(name)
 
 
 @contextlib.contextmanager
@@ -282,6 +289,22 @@ def test_an_alarm_set_by_whoever_started_the_program(tenant: Tenant) -> None:
         _, err = child.communicate(timeout=20)
     assert child.returncode == 128 + signal.SIGALRM
     assert "error: stopped by SIGALRM" in err
+
+
+@pytest.mark.parametrize("numbers", [(TERM, HUP), (signal.SIGALRM,)], ids=str)
+def test_signals_to_this_process(
+    tenant: Tenant, run: Run, numbers: tuple[Number, ...]
+) -> None:
+    def tell(request: Request) -> None:
+        for number in numbers:  # the tenant's threads, here, would take them, too
+            signal.pthread_kill(main, number)
+
+    main = threading.get_ident()
+    tenant.on_request(tell)
+    tenant.fail("hang", times=None)
+    result = run("--json")
+    assert result.status in [128 + number for number in numbers]
+    assert result.summary["exit_status"] == result.status
 
 
 class StalledStderr(io.StringIO):
