@@ -1164,10 +1164,11 @@ def main(argv: Sequence[str] | None = None, clock: Clock = time.time) -> int:
             report.log(f"warning: {warning}")
         with contextlib.suppress(Stopped):
             duo = DuoAdmin(settings, report)
-            with contextlib.suppress(Stopped), contextlib.closing(duo):
-                Run(settings, report, duo)()
-            if signals:
-                signal.setitimer(signal.ITIMER_REAL, TELL, TELL)
+            with contextlib.closing(duo):
+                with contextlib.suppress(Stopped):
+                    Run(settings, report, duo)()
+                if signals:
+                    signal.setitimer(signal.ITIMER_REAL, TELL, TELL)
         return report.end()
     except Stopped:  # while the settings were read, or the end was told
         return 128 + signals[0]

@@ -825,7 +825,7 @@ class SignalledStdout(io.StringIO):
 
     def write(self, text: str) -> int:
         if '"summary"' in text:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return super().write(text)
 
 
@@ -860,7 +860,7 @@ def test_no_row_of_a_table_is_told_after_the_summary(
 
     def clock() -> float:
         if next(looks, False):
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
             threading.Event().wait(20)  # it is broken off
             raise AssertionError("not broken off")
         return NOW
@@ -932,8 +932,10 @@ def test_no_event_is_told_after_the_summary(
     """A deletion whose answer comes when a signal has ended the run."""
 
     def hook(request: Request) -> None:
-        if request.method == "DELETE":
-            os.kill(os.getpid(), signal.SIGTERM)
+        if request.method == "DELETE":  # the tenant's threads, here, would take it, too
+            signal.pthread_kill(main, signal.SIGTERM)
+
+    main = threading.get_ident()
 
     phone = tenant.add_phone("ann", name=STUCK)
     tenant.on_request(hook)

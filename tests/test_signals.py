@@ -311,7 +311,7 @@ class StalledStderr(io.StringIO):
     """Standard error that nobody reads, while the process is told to end."""
 
     def write(self, text: str) -> int:
-        os.kill(os.getpid(), TERM)
+        signal.raise_signal(TERM)
         threading.Event().wait(20)
         return len(text)
 
