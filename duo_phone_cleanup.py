@@ -326,7 +326,7 @@ class Run:
         return "" if says is phone.verdict and same_tag else "changed"
 
     def carry_out(self, phone: Phone) -> str:
-        """Write what a phone's verdict says, on a fresh read; return what became."""
+        """Write what a phone's verdict says, on a fresh read; return its outcome."""
         if not phone.read_at or not self.duo.has_fresh_read(phone.phone_id):
             outcome = self.recheck(phone)
             if outcome:
