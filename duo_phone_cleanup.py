@@ -15,38 +15,35 @@ become its name, the tag. A later run deletes it once that tag is older than
 the grace period. A phone that a person has named is kept forever. Nothing is
 stored but the tags, in Duo: a run may be killed, repeated or overlap another.
 
-The only writes to Duo are the two in Run.carry_out: delete_phone, and update_phone with
-a name. verdict() decides on each from that phone's own record, and DuoAdmin sends none
-more than two seconds after it asked for that record. The file is in the order of trust:
-verdict, run, Duo client, what is reported, command line, main.
+The only writes to Duo are in Run.carry_out: delete_phone, and update_phone with a name.
+verdict() decides on each from the phone's own record, asked for at most two seconds
+before. The file is in the order of trust: verdict, run, client, report, CLI, main.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
-import contextlib
 import difflib
 import enum
-import http.client
-import itertools
 import json
 import os
 import random
 import re
 import signal
-import socket
 import ssl
 import sys
 import termios
 import threading
 import time
-import unicodedata
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
+from contextlib import closing, suppress
 from datetime import timezone
+from functools import partial
+from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
@@ -57,8 +54,6 @@ __version__ = "1.1.0"
 
 # A phone or user as Duo gives it: any field may be missing, null or of another type.
 Record = dict[str, Any]
-Converter = Callable[[str], Any]
-HelpFormatter = argparse.RawDescriptionHelpFormatter
 Clock = Callable[[], float]  # gives seconds since the epoch
 Settings = argparse.Namespace  # an attribute for each option: see OPTIONS
 S = TypeVar("S")
@@ -87,8 +82,7 @@ class Verdict(enum.Enum):
 
 def is_limbo(phone: Record) -> bool:
     """Tell whether somebody began to set this phone up and has not finished."""
-    platform = phone.get("platform")
-    generic = isinstance(platform, str) and platform.lower() == "generic smartphone"
+    generic = str(phone.get("platform")).lower() == "generic smartphone"
     return generic and not phone.get("activated")
 
 
@@ -151,19 +145,14 @@ class Phone:
 
     def __init__(self, phone_id: str, record: Record, verdict: Verdict) -> None:
         self.phone_id, self.record, self.verdict = phone_id, record, verdict
-        self.number = str(record.get("number") or "tablet")  # which has none
+        self.number = str(record.get("number") or "without number")  # a tablet
         self.users: list[str] = []
         self.read_at = 0  # when it was read again, in seconds since the epoch
         # Names written to it without an answer, None for a deletion: perhaps done.
-        self.perhaps: list[str | None] = []
+        self.unanswered: list[str | None] = []
 
     def __str__(self) -> str:
-        what = self.number if self.number == "tablet" else f"phone {self.number}"
-        return f"{', '.join(self.users)}'s {what}"
-
-    def gone(self) -> str:
-        """Return the event for a phone that Duo no longer has."""
-        return "deleted" if None in self.perhaps else "gone"
+        return f"{', '.join(self.users)}'s phone {self.number}"
 
 
 class Run:
@@ -172,24 +161,19 @@ class Run:
     def __init__(self, settings: Settings, report: Report, duo: DuoAdmin) -> None:
         self.settings, self.report, self.duo = settings, report, duo
         self.asking = not settings.force and not settings.dry_run
-        self.listed: list[Phone] = []  # in the table of a dry run
 
     def __call__(self) -> None:
         """Carry the run out, and tell what ends it early. Raises Stopped."""
         grace, limit = self.settings.grace_period, self.settings.max_deletions
-        deletions = "any number of deletions"
-        if limit is not None:
-            deletions = f"at most {count(limit, 'deletion')}"
-        scope = f"{self.duo.host}: grace period {count(grace, 'minute')}, {deletions}"
-        if self.settings.users:
-            scope += f", users: {', '.join(self.settings.users)}"
+        scope = f"{self.duo.host}: grace period {count(grace, 'minute')}, "
+        scope += f"deletion limit {'none' if limit is None else limit}"
         self.report.put(scope)
         try:
             plan = self.plan(self.walk())
             if self.asking and any(phone.verdict.writes for phone in plan):
                 self.report.show(scope)
             self.act(plan)
-            self.table()
+            self.table(plan)
         except Failure as failure:
             self.report.fail(str(failure))
 
@@ -209,11 +193,9 @@ class Run:
         wanted, known = {name.casefold() for name in asked}, set[str]()
         for start in range(0, len(asked), NAMES):
             names = json.dumps(asked[start : start + NAMES])
-            users, _ = self.duo.persist(self.duo.get_page, {"username_list": names})
+            users, _ = self.duo.persist(self.duo.get_page, 0, names)
             # A server that ignores the question must not widen the run.
             users = [user for user in users if all_names(user) & wanted]
-            # A user may be found by two names.
-            users = [user for user in users if not all_names(user) <= known]
             known.update(*map(all_names, users))
             yield users, len(asked)
         for name in asked:
@@ -223,14 +205,11 @@ class Run:
     def look_at(self, user: Record, found: dict[str, Phone]) -> None:
         """Add the phones of one user that have a verdict to those found."""
         phones, name = user.get("phones") or [], user_name(user)
-        if not isinstance(phones, list):
-            raise Failure(LISTING, f"Duo gives user {name} phones that are no list")
+        if not are_objects(phones):
+            raise Failure(LISTING, f"Duo gives user {name} phones that are no records")
         self.report.counts["users_seen"] += 1
         self.report.counts["phones_seen"] += len(phones)
         for record in phones:
-            if not isinstance(record, dict):
-                self.report.fail(f"user {name} has a phone that is no object")
-                continue
             says = verdict(record, self.report.now(), self.settings.grace_period)
             if not says or (says is Verdict.UNTAG and not self.settings.untag):
                 continue
@@ -238,9 +217,8 @@ class Run:
             if not isinstance(phone_id, str) or not PHONE_ID.fullmatch(phone_id):
                 self.report.fail(f"user {name} has a phone without a usable phone_id")
                 continue
-            if phone_id in found:  # another user has it too
-                self.report.counts["phones_seen"] -= 1
-            else:
+            self.report.counts["phones_seen"] -= phone_id in found  # seen already
+            if phone_id not in found:
                 found[phone_id] = Phone(phone_id, record, says)
                 self.report.counts["limbo"] += is_limbo(record)
             if name not in found[phone_id].users:
@@ -248,28 +226,26 @@ class Run:
 
     def plan(self, found: list[Phone]) -> list[Phone]:
         """Leave all deletions out if there are more than --max-deletions of them."""
-        due = sum(phone.verdict is Verdict.DELETE for phone in found)
-        limit, dry_run = self.settings.max_deletions, self.settings.dry_run
+        rest = [phone for phone in found if phone.verdict is not Verdict.DELETE]
+        due, limit = len(found) - len(rest), self.settings.max_deletions
         if limit is None or due <= limit:
             return found
         text = f"{count(due, 'phone')} due for deletion, none deleted: "
         text += f"{label('--max-deletions')} is {limit}"
         if limit == 0:
             self.report.log(text, 1)
-        else:
-            look = "" if dry_run else "look at them with --dry-run, then "
-            way = f"{look}run once by hand with --max-deletions none"
-            self.report.fail(f"{text}. If that many are right, {way}")
-            if dry_run:
-                return found  # so that one can look at them
-        return [phone for phone in found if phone.verdict is not Verdict.DELETE]
+            return rest
+        look = "" if self.settings.dry_run else "look at them with --dry-run, then "
+        way = f"{look}run once by hand with --max-deletions none"
+        self.report.fail(f"{text}. If that many are right, {way}")
+        return found if self.settings.dry_run else rest  # so that one can look at them
 
-    def act(self, found: list[Phone]) -> None:
+    def act(self, plan: list[Phone]) -> None:
         """Deal with one phone after the other. Raises Failure."""
         # Where nothing is asked, the next phone is read while this one is written.
-        writes = sum(phone.verdict.writes for phone in found)
+        writes = sum(phone.verdict.writes for phone in plan)
         number = silent = 0
-        for phone, look in ahead(self.look_again, found, 0 if self.asking else 1):
+        for phone, look in ahead(self.look_again, plan, 0 if self.asking else 1):
             self.duo.go_on()
             number += phone.verdict.writes
             try:
@@ -278,48 +254,39 @@ class Run:
                     outcome = self.ask(phone, number, writes)
                 outcome = outcome or self.duo.persist(self.carry_out, phone)
             except Failure as failure:
-                self.report.fail(str(failure), phone)
-                if failure.cause in FATAL:
-                    return
-                silent = silent + 1 if failure.cause == NO_ANSWER else 0
-                if silent == SILENT:
-                    text = f"{silent} phones in a row without an answer: the run ends"
-                    raise Failure(NO_ANSWER, text) from None
-                continue
+                if failure.cause != GONE:
+                    self.report.fail(str(failure), phone)
+                    if failure.cause in FATAL:
+                        return
+                    silent = silent + 1 if failure.cause == NO_ANSWER else 0
+                    if silent == SILENT:
+                        text = "phones in a row without an answer: the run ends"
+                        raise Failure(NO_ANSWER, f"{SILENT} {text}") from None
+                    continue
+                outcome = "deleted" if None in phone.unanswered else "gone"
             silent = 0 if phone.verdict.writes else silent  # else nobody was asked
             self.report.event(outcome, phone)
-            if outcome not in ("changed", "gone"):
-                self.listed.append(phone)
 
     def look_again(self, phone: Phone) -> str:
         """Return what becomes of a phone, "" if it is to be written now."""
-        dry_run, writes = self.settings.dry_run, phone.verdict.writes
-        # A look-up by names need not show who else shares a phone: its record does.
-        again = self.settings.users if dry_run else writes
-        outcome = self.duo.persist(self.recheck, phone) if again else ""
-        if not writes:
-            return outcome or phone.verdict.done
-        return outcome or (f"would_{phone.verdict.verb}" if dry_run else "")
+        if not phone.verdict.writes:
+            return phone.verdict.done
+        if self.settings.dry_run:
+            return f"would_{phone.verdict.verb}"
+        return self.duo.persist(self.recheck, phone)
 
     def recheck(self, phone: Phone) -> str:
         """Read a phone again; return what became of it, "" if its verdict stands."""
         phone.read_at = 0  # until it is known what the answer says
-        try:
-            record = self.duo.get_phone_by_id(phone.phone_id)
-        except RuntimeError as error:
-            if duo_code(error) != NOT_FOUND:
-                raise
-            return phone.gone()
+        record = self.duo.get_phone_by_id(phone.phone_id)
         now = self.report.now()
         # An answer that got mixed up must not vouch for another phone.
         if not isinstance(record, dict) or record.get("phone_id") != phone.phone_id:
             raise Failure(BROKEN, "Duo's answer is not a phone of this id")
         old_tag, phone.record, phone.read_at = read_tag(phone.record), record, now
-        users = record.get("users")
-        if isinstance(users, list):
-            names = [user_name(user) for user in users if isinstance(user, dict)]
-            phone.users = names or phone.users
-        if (record.get("name") or "") in phone.perhaps:
+        if are_objects(record.get("users")):
+            phone.users = [*map(user_name, record["users"])] or phone.users
+        if (record.get("name") or "") in phone.unanswered:
             return phone.verdict.done  # only the answer was lost
         says = verdict(record, now, self.settings.grace_period)
         same_tag = says is not Verdict.DELETE or read_tag(record) == old_tag
@@ -341,10 +308,8 @@ class Run:
                 self.duo.update_phone(phone.phone_id, name=name)
                 phone.record = {**phone.record, "name": name}
         except ERRORS as error:
-            if duo_code(error) == NOT_FOUND:
-                return phone.gone()
             if getattr(error, "status", 0) // 100 != 4:  # it was not refused
-                phone.perhaps.append(None if deleting else name)
+                phone.unanswered.append(None if deleting else name)
             raise
         return phone.verdict.done
 
@@ -364,15 +329,13 @@ class Run:
                 raise Stopped
             answer = answer.strip().lower()
             if answer == "q":
-                self.report.show("stopped: nothing more is written")
                 raise Stopped
             if answer in ("n", "no"):
                 return "declined"
             if answer in ("y", "yes", "a"):
                 self.asking = answer != "a"
                 return self.duo.persist(self.recheck, phone)
-            left = f"yes to all {total - number + 1} that are left"
-            self.report.show(f"y: yes, n: no, a: {left}, q: stop here")
+            self.report.show("y: yes, n: no, a: yes to all that are left, q: stop here")
 
     def reason(self, phone: Phone, now: int) -> tuple[str, str]:
         """Say how long ago a phone was tagged, if it was, and the verdict's reason."""
@@ -381,21 +344,19 @@ class Run:
         left = max(0, (tag or now) + self.settings.grace_period * 60 - now)
         return ago, phone.verdict.reason.format(name=name, left=span(left))
 
-    def table(self) -> None:
-        """Print what a run would do, phone by phone. Raises OutputBroken."""
+    def table(self, plan: list[Phone]) -> None:
+        """Print what a run would do, phone by phone."""
         now, verbose = self.report.now(), bool(self.settings.verbose)
         rows = [["USERS", "NUMBER", "AGE", "A RUN WOULD", "PHONE ID" * verbose]]
-        for phone in self.listed:
+        for phone in plan:
             if verbose or phone.verdict is not Verdict.NAMED:
                 ago, reason = self.reason(phone, now)
                 row = [", ".join(phone.users), phone.number, ago]
                 row += [f"{phone.verdict.verb}: {reason}", phone.phone_id * verbose]
                 rows.append([escape(shorten(cell, 50), sys.stdout) for cell in row])
-        widths = [max(map(columns, column)) for column in zip(*rows)]
-        nothing = [] if self.report.status else [["Nothing to do."]]
-        for row in rows if rows[1:] else nothing:
-            cells = (cell + " " * (n - columns(cell)) for cell, n in zip(row, widths))
-            self.report.put("  ".join(cells).rstrip())
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        for row in rows if rows[1:] else []:
+            self.report.put("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
 # ---------------------------------------------------------------------- the Duo client
@@ -411,11 +372,11 @@ IDLE = 50  # seconds; Duo closes a connection that is idle for about 60
 
 # The cause of a Failure is an HTTP status, or one of these.
 NO_ANSWER, BROKEN, STALE = "no answer", "broken answer", "stale read"
-LISTING, CERTIFICATE, THREADS = "listing", "certificate", "threads"
+CERTIFICATE, LISTING, THREADS, USAGE = "certificate", "listing", "threads", "usage"
+GONE = 40401  # Duo's code for an id that it does not know
 PASSING = (NO_ANSWER, BROKEN, STALE, 408, *range(500, 600))  # another try may go well
 FATAL = (CERTIFICATE, THREADS, 401, 403, 429)  # they end the run
 
-NOT_FOUND = 40401  # Duo's code for an id that it does not know
 HINTS: dict[int | str, str] = {  # what the reader can do
     401: "check --ikey (DUO_IKEY), --skey (DUO_SKEY) or --skey-file (DUO_SKEY_FILE),"
     " --host (DUO_HOST) and this machine's clock",
@@ -423,38 +384,31 @@ HINTS: dict[int | str, str] = {  # what the reader can do
     " Grant resource - Write, and see its Networks for API Access",
     404: "check --host (DUO_HOST)",
     429: "see what else uses up this tenant's rate limit",
+    NO_ANSWER: "check --host (DUO_HOST), the network and HTTPS_PROXY",
     BROKEN: "check --host (DUO_HOST)",
-    CERTIFICATE: "is --host (DUO_HOST) right? Where the network inspects TLS, see"
-    " --ca-certs (DUO_CA_CERTS)",
+    CERTIFICATE: "is --host (DUO_HOST) right? Or see --ca-certs (DUO_CA_CERTS)",
 }
 
 # What duo_client and http.client raise: RuntimeError for an answer that is an error,
 # ValueError for one that is no text, RecursionError (a RuntimeError) for one too deep.
-ERRORS = (OSError, http.client.HTTPException, RuntimeError, ValueError)
+ERRORS = (OSError, HTTPException, RuntimeError, ValueError)
 
 
 class Stopped(Exception):
     """Nothing more is done or waited for: a signal has come, or the run is over."""
 
 
-class OutputBroken(Stopped):
-    """Nothing more is done: what is done could not be written down."""
-
-
 class Failure(Exception):
     """Why something could not be done, and what to do about it, in one line."""
 
-    def __init__(self, cause: int | str, text: str, hint: str = "") -> None:
-        hint = hint or HINTS.get(cause, "")
-        super().__init__(f"{text}: {hint}" if hint else text)
+    def __init__(self, cause: int | str, text: str) -> None:
+        super().__init__(": ".join(filter(None, (text, HINTS.get(cause)))))
         self.cause = cause
 
 
-def duo_code(error: Exception) -> int:
-    """Return the code in Duo's error body, 0 if there is none."""
-    data = getattr(error, "data", None)
-    code = data.get("code") if isinstance(data, dict) else None
-    return code if isinstance(code, int) else 0
+def are_objects(value: Any) -> bool:
+    """Tell whether a value from Duo is a list of records."""
+    return isinstance(value, list) and all(isinstance(each, dict) for each in value)
 
 
 def user_name(user: Record) -> str:
@@ -512,16 +466,15 @@ class DuoAdmin(duo_client.Admin):
         if settings.proxy:
             self.set_proxy(*settings.proxy)
             self.dialed = f"the proxy {self.proxy_host}:{self.proxy_port}"
-        self._tls, self._report = settings.ca_certs, report
+        self.tls, self._report = settings.ca_certs, report
         self._reads: dict[str, float] = {}  # by path, until when it vouches (monotonic)
-        self._pause_ends = 0.0  # monotonic
-        self._reusing, self._lock = True, threading.Lock()
+        self._pause_ends, self._reusing, self._lock = 0.0, True, threading.Lock()
         # Connections, with the time since which they are idle (monotonic).
-        self._idle: list[tuple[http.client.HTTPSConnection, float]] = []
+        self._idle: list[tuple[HTTPSConnection, float]] = []
 
     def go_on(self) -> None:
         """Raise Stopped if nothing more is to be done."""
-        if self._report.signals or self._report.ended:
+        if self._report.signals or self._report.broken or self._report.ended:
             raise Stopped
 
     def has_fresh_read(self, phone_id: str) -> bool:
@@ -535,9 +488,9 @@ class DuoAdmin(duo_client.Admin):
         latest = time.monotonic() + longest
         if method != "GET":  # a read vouches for one try
             latest = min(latest, self._reads.pop(path, 0.0))
-        exchange = start(self._exchange, method, uri, body, headers, latest)
+        exchange = start(self._exchange, latest, method, uri, body, headers)
         if not futures.wait([exchange], longest).done:
-            raise socket.timeout("no whole answer in ten time-outs")
+            raise TimeoutError("no whole answer in ten time-outs")
         response, data, sent = exchange.result()
         if method == "GET":
             self._reads[path] = sent + FRESH
@@ -545,12 +498,9 @@ class DuoAdmin(duo_client.Admin):
             response.status, data = 200, b'{"stat": "OK", "response": ""}'
         return response, data
 
-    def _exchange(
-        self, method: str, uri: str, body: Any, headers: Any, latest: float
-    ) -> tuple[http.client.HTTPResponse, bytes, float]:
+    def _exchange(self, latest: float, method: str, uri: str, *rest: Any) -> Any:
         """Send a request by `latest`; return its answer and when it was sent."""
-        connection, began = self._connection(method), time.monotonic()
-        status, late = "not sent", False
+        connection, late, answered = self._connection(method), False, False
         try:
             if connection.sock is None:
                 connection.connect()
@@ -558,26 +508,24 @@ class DuoAdmin(duo_client.Admin):
             self.go_on()
             if sent > latest:  # kept for the next write: else a slow one never serves
                 self.close()
-                late = method != "GET"
-                text = f"no write could follow within {FRESH:g} s of a read"
-                raise Failure(STALE, text)
+                late = True
+                raise Failure(STALE, f"no write within {FRESH:g} s of a read")
             self._report.requests.append(method)
-            status = "failed"
-            connection.request(method, uri, body, headers)
+            connection.request(method, uri, *rest)
             response = connection.getresponse()
-            data, status = response.read(), str(response.status)
+            data, answered = response.read(), True
         finally:
             with self._lock:
-                if late or (self._reusing and status.isdigit()):
+                if late or (answered and self._reusing):
                     self._idle.append((connection, time.monotonic()))
                 else:
                     connection.close()
-            took = time.monotonic() - began
-            self._report.log(f"{method} {uri}: {status} after {took:.2f} s", 2)
+        took = time.monotonic() - sent
+        self._report.log(f"{method} {uri}: {response.status} after {took:.2f} s", 2)
         return response, data, sent
 
-    def _connection(self, method: str) -> http.client.HTTPSConnection:
-        with contextlib.suppress(IndexError):
+    def _connection(self, method: str) -> HTTPSConnection:
+        with suppress(IndexError):
             while self._reusing or method != "GET":
                 connection, since = self._idle.pop()
                 if time.monotonic() < since + IDLE:
@@ -586,20 +534,17 @@ class DuoAdmin(duo_client.Admin):
         # Not duo_client's class: it sends a proxy's name as the TLS server name, and
         # without TCP_NODELAY each POST on a kept connection takes 40 ms longer.
         host, port = self.proxy_host or self.host, self.proxy_port or self.port
-        connection = http.client.HTTPSConnection(
-            host, port, timeout=self.timeout, context=self._tls
-        )
+        connection = HTTPSConnection(host, port, timeout=self.timeout, context=self.tls)
         if self.proxy_host:
             connection.set_tunnel(self.host, self.port, self.proxy_headers)
         return connection
 
     def close(self) -> None:
         """Close the connections that are kept, and keep none from now on."""
-        with self._lock:
+        with self._lock, suppress(IndexError):
             self._reusing = False
-            idle, self._idle = self._idle, []
-        for connection, _ in idle:
-            connection.close()
+            while True:
+                self._idle.pop()[0].close()
 
     def persist(self, step: Callable[..., T], *about: Any) -> T:
         """Carry out a step, again if it fails in passing. Raises Failure, Stopped.
@@ -631,60 +576,51 @@ class DuoAdmin(duo_client.Admin):
         if isinstance(error, Failure):
             return error
         if isinstance(error, ssl.SSLCertVerificationError):
-            text = f"the certificate of {self.host} fails: {error.verify_message}"
-            return Failure(CERTIFICATE, text.rstrip("."))
+            return Failure(CERTIFICATE, f"{self.dialed} is not trusted: {plain(error)}")
         if isinstance(error, OSError):  # nobody answered, not even with an error
-            why = plain(error)
-            hint = "check --host (DUO_HOST) and the network"
-            hint = "check HTTPS_PROXY" if self.proxy_host else hint
-            if isinstance(error, socket.timeout):
-                hint = "check the network, or see --timeout (DUO_TIMEOUT)"
-            return Failure(NO_ANSWER, f"no answer from {self.dialed}: {why}", hint)
+            return Failure(NO_ANSWER, f"no answer from {self.dialed}: {plain(error)}")
         cause, data = getattr(error, "status", 200), getattr(error, "data", None)
-        text = re.sub("^Received", "Duo answers", str(error))
-        if cause == 200 and isinstance(data, dict) and data.get("stat") == "FAIL":
-            cause, text = duo_code(error) // 100, f"Duo answers {data.get('message')}"
+        text, body = str(error), data if isinstance(data, dict) else {}
+        code = body["code"] if isinstance(body.get("code"), int) else 0
+        if code == GONE:
+            cause = GONE
+        elif cause == 200 and body.get("stat") == "FAIL":
+            cause, text = code // 100, f"Received {body.get('message')}"
         elif cause == 200:  # cut short, not HTTP, not JSON, or not as documented
-            what = error if isinstance(error, http.client.HTTPException) else "no JSON"
+            what = error if isinstance(error, HTTPException) else "no JSON"
             cause, text = BROKEN, f"{self.dialed} is not Duo's Admin API: {what}"
-        return Failure(cause, shorten(text, 200))
+        return Failure(cause, shorten(re.sub("^Received", "Duo answers", text), 200))
 
     def list_users(self) -> Iterator[tuple[list[Record], int]]:
         """Yield each page of the user listing, and the number of all users, or 0."""
         # Each page names the offset of the next. Pages are asked for ahead, guessing
         # that all are as long as the last; where Duo goes on elsewhere, so does this.
-
-        def get(offset: int) -> tuple[list[Record], Record]:
-            return self.persist(self.get_page, {"offset": str(offset)})
-
+        get = partial(self.persist, self.get_page)
         offset, length, total = 0, PAGE, 0
-        guesses = ahead(get, [0], 0)
         while True:
-            guess = next(guesses, None)
-            if not guess or guess[0] != offset:
-                offsets = range(offset, max(total, offset + 1), length)
-                guesses = ahead(get, offsets, PAGES_AHEAD)
-                guess = next(guesses)
-            users, metadata = guess[1].result()
-            number, following = map(metadata.get, ("total_objects", "next_offset"))
-            total = number if type(number) is int else 0
-            yield users, total
-            if following is None:
-                break
-            if type(following) is not int or following <= offset:
-                raise Failure(LISTING, "Duo's listing does not go on: next_offset")
-            offset, length = following, following - offset
-        seen = offset + len(users)
-        if seen < total:
-            raise Failure(LISTING, f"Duo's listing ends at {seen} of {total} users")
+            offsets = range(offset, max(total, offset + 1), length)
+            for guess, page in ahead(get, offsets, PAGES_AHEAD):
+                if guess != offset:
+                    break
+                users, metadata = page.result()
+                number, following = map(metadata.get, ("total_objects", "next_offset"))
+                total = number if type(number) is int else 0
+                yield users, total
+                if following is None:
+                    if offset + len(users) < total:
+                        raise Failure(LISTING, "Duo's listing ends before its total")
+                    return
+                if type(following) is not int or following <= offset:
+                    raise Failure(LISTING, "Duo's listing does not go on: next_offset")
+                offset, length = following, following - offset
 
-    def get_page(self, params: Record) -> tuple[list[Record], Record]:
+    def get_page(self, offset: int, names: str = "") -> tuple[list[Record], Record]:
         """Return a page of users and its metadata. Raises Failure."""
-        params = {"limit": str(PAGE), **params}
+        params = {"limit": str(PAGE), "offset": str(offset)}
+        params.update({"username_list": names} if names else {})
         answer = self.api_call("GET", "/admin/v1/users", params)
         users, metadata = self.parse_json_response_and_metadata(*answer)
-        whole = isinstance(users, list) and isinstance(metadata, dict)
-        if not whole or not all(isinstance(user, dict) for user in users):
+        if not are_objects(users) or not isinstance(metadata, dict):
             raise Failure(BROKEN, "Duo's answer is not a page of users")
         return users, metadata
 
@@ -708,24 +644,25 @@ def shorten(text: str, width: int) -> str:
 
 def escape(text: str, stream: TextIO | None) -> str:
     """Write as escapes what does not print, and what the stream's encoding lacks."""
-    text = "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode()
-        for each in text
-    )
+    text = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
     encoding = getattr(stream, "encoding", None) or "ascii"
     return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def tell(text: str) -> bool:
+    """Write to stderr; return whether that worked."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (AttributeError, OSError, ValueError):  # none, broken, closed
+        return False
+    return True
 
 
 def plain(error: Exception) -> str:
     """Return what an error says, without OpenSSL's noise."""
     text = getattr(error, "strerror", None) or str(error)
-    return re.sub(r"^\[[A-Z0-9: _]*] | \(_ssl\.c:[0-9]+\)$", "", text)
-
-
-def columns(text: str) -> int:
-    """Return how many columns of a terminal a text takes."""
-    wide = sum(unicodedata.east_asian_width(each) in "WF" for each in text)
-    return len(text) + wide - sum(unicodedata.combining(each) > 0 for each in text)
+    return re.sub(r"^\[[A-Z0-9: _]*] |\.? \(_ssl\.c:[0-9]+\)$", "", text)
 
 
 def count(number: int, what: str) -> str:
@@ -746,45 +683,40 @@ def span(seconds: int) -> str:
     return count(seconds, "second")
 
 
-class Journal:
-    """A file of JSON lines, for its owner alone. Each is on the disk once written."""
+def to_journal(path: str) -> Callable[[str], None]:
+    """Open a file of JSON lines; return what writes one to disk. Raises OSError."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_DSYNC
+    file = os.open(path, flags, 0o600)  # for its owner alone
 
-    def __init__(self, path: str) -> None:
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_DSYNC
-        self.path, self.file = path, os.open(path, flags, 0o600)
-
-    def write(self, line: str) -> None:
-        """Write a line, and end one before it that a full disk tore. Raises OSError."""
-        size, data = os.fstat(self.file).st_size, f"{line}\n".encode()
-        if size and os.pread(self.file, 1, size - 1) != b"\n":
+    def write(line: str) -> None:
+        size, data = os.fstat(file).st_size, f"{line}\n".encode()
+        if size and os.pread(file, 1, size - 1) != b"\n":  # a full disk tore the last
             data = b"\n" + data
         while data:
-            data = data[os.write(self.file, data) :]
+            data = data[os.write(file, data) :]
+
+    return write
 
 
 class Report:
     """Counts what happens and tells it: on stderr, on stdout and in the journal."""
 
     def __init__(self, settings: Settings, clock: Clock, signals: list[int]) -> None:
-        self.settings, self.clock, self.signals = settings, clock, signals
+        self.settings, self.signals = settings, signals
+        self.now: Callable[[], int] = lambda: int(clock())  # since the epoch
         self.began = time.monotonic()
         self.counts = dict.fromkeys(("users_seen", "phones_seen", "limbo", *EVENTS), 0)
         self.requests: list[str] = []  # the method of each that was sent
-        self.pages = self.status = 0
         self.terminal = bool(sys.stderr and sys.stderr.isatty())
-        self.then = ""  # what ends or clears the line that stderr is on
-        self.lock, self.ended = threading.RLock(), False
+        self.status, self.then = 0, ""  # what ends or clears the line that stderr is on
+        self.lock, self.broken, self.ended = threading.RLock(), False, False
         # Where JSON lines go, or else the table of a dry run.
         self.outputs: dict[str, Callable[[str], None]] = {}
         self.tabular = settings.dry_run and not settings.json
         if settings.json or settings.dry_run:
             self.outputs["standard output"] = self.write
         if settings.journal and not settings.dry_run:
-            self.outputs[settings.journal.path] = settings.journal.write
-
-    def now(self) -> int:
-        """Return the time in seconds since the epoch."""
-        return int(self.clock())
+            self.outputs[label("--journal")] = settings.journal
 
     def show(self, text: str, end: str = "\n", then: str = "") -> bool:
         """Write to stderr, and `then` before whatever is next; tell if that worked."""
@@ -792,12 +724,7 @@ class Report:
             if self.ended:
                 return False
             text, self.then = self.then + escape(text, sys.stderr) + end, then
-            try:
-                sys.stderr.write(text)
-                sys.stderr.flush()
-            except (AttributeError, OSError, ValueError):  # none, broken, closed
-                return False
-        return True
+            return tell(text)
 
     def log(self, text: str, level: int = 0) -> None:
         """Write a line to the log: at level 1 with -v or a terminal, at 2 with -vv."""
@@ -805,8 +732,7 @@ class Report:
             self.show(time.strftime("%Y-%m-%d %H:%M:%S ") + text)
 
     def progress(self, total: int) -> None:
-        """Count a page; show on a terminal how far a walk of over a second has come."""
-        self.pages += 1
+        """Show on a terminal how far a walk of over a second has come."""
         if self.terminal and time.monotonic() - self.began > 1:
             text = f"{self.counts['users_seen']}{f' of {total}' if total else ''} users"
             self.show(text, "", "\r" + " " * len(text) + "\r")
@@ -814,12 +740,11 @@ class Report:
     def ask(self, question: str) -> str:
         """Show a question on stderr; return the line that answers it, "" for none."""
         # What was typed before the question is no answer. (What is in a pipe is.)
-        with contextlib.suppress(TypeError, OSError, ValueError, termios.error):
+        with suppress(TypeError, OSError, ValueError, termios.error):
             termios.tcflush(sys.stdin, termios.TCIFLUSH)
         answer = ""
         if self.show(question, "", "\n"):
-            # No standard input, a lost terminal, a closed file:
-            with contextlib.suppress(AttributeError, OSError, ValueError):
+            with suppress(AttributeError, OSError, ValueError):  # none, lost, closed
                 answer = sys.stdin.buffer.readline().decode(errors="replace")
                 self.then = ""
                 if not (sys.stdin.isatty() and answer.endswith("\n")):
@@ -827,7 +752,7 @@ class Report:
         return answer
 
     def event(self, event: str, phone: Phone | None = None, **details: Any) -> None:
-        """Count an event and tell it. Raises OutputBroken."""
+        """Count an event and tell it."""
         self.counts[event] += 1
         self.status = self.status or int(EVENTS[event] == 0)
         names = {"failed": "error", "unknown_user": "error: no such user in Duo"}
@@ -846,31 +771,28 @@ class Report:
             self.put({**line, **details})
 
     def fail(self, error: str, phone: Phone | None = None) -> None:
-        """Tell what went wrong, with one phone or in all. Raises OutputBroken."""
+        """Tell what went wrong, with one phone or in all."""
         self.event("failed", phone, error=error)
 
     def put(self, line: str | Record) -> None:
-        """Write text of a dry run, or JSON. Raises OutputBroken, having told it."""
+        """Write text of a dry run, or JSON. What breaks here stops the run."""
         if isinstance(line, str) != self.tabular:
             return
         text = escape(line, sys.stdout) if isinstance(line, str) else json.dumps(line)
-        broken = {}
-        for name, write in self.outputs.items():
+        broken = []
+        for name, write in [*self.outputs.items()]:
             try:
                 write(text)
             except (OSError, ValueError) as error:
-                broken[name] = f"{name} cannot be written: {error}"
-        for name in broken:  # before that is told to the others
-            del self.outputs[name]
-        for trouble in broken.values():
+                del self.outputs[name]
+                broken.append(f"{name} cannot be written: {error}")
+        for trouble in broken:  # now that the other output has the line, too
+            self.broken = True
             self.fail(trouble)
-        if broken:
-            raise OutputBroken
 
     def write(self, line: str) -> None:
         """Write a line to standard output, now. Raises OSError and ValueError."""
-        if self.then:
-            self.show("", "")
+        self.show("", "")  # clears a progress line
         if not sys.stdout:
             raise OSError("it is closed")
         sys.stdout.write(line + "\n")
@@ -881,17 +803,14 @@ class Report:
         if self.signals:
             self.log(f"error: stopped by {signal.Signals(self.signals[0]).name}")
             self.status = 128 + self.signals[0]
-        while True:  # again without the output that breaks now, if one does
-            facts, text = self.summary()
-            with contextlib.suppress(OutputBroken):
-                self.put(facts)
-                self.put(text)
-                break
-        # A run that failed before it read anything has said all there is to say.
-        loud = self.status > 1 or (self.status and self.pages)
+        outputs = None
+        while outputs != [*self.outputs]:  # again without one that broke just now
+            outputs, (facts, text) = [*self.outputs], self.summary()
+            self.put(facts)
+            self.put(text)
         with self.lock:  # so that nothing comes after it
             if not (self.tabular and self.outputs):
-                self.log(text, 0 if loud else 1)
+                self.log(text, 0 if self.status else 1)
             self.ended = True
         return self.status
 
@@ -903,11 +822,11 @@ class Report:
         names = {"named": "kept", "unknown_user": "unknown"}
         users, phones, limbo = [*self.counts.values()][:3]
         text = f"{count(users, 'user')}, {count(phones, 'phone')}, {limbo} in limbo"
+        text = text if users else "nothing was read"
         for event in EVENTS:
             if self.counts[event] and event != "deleting":
                 name = names.get(event, event.replace("would_", "to "))
                 text += f"{', ' if ':' in text else ': '}{self.counts[event]} {name}"
-        text = text if self.pages else "nothing was read"
         status = f"; exit status {self.status}" if self.status else ""
         return facts, f"{text}; {count(requests, 'request')}, {seconds} s{status}"
 
@@ -915,43 +834,29 @@ class Report:
 # -------------------------------------------------------------------- the command line
 
 EPILOG = """\
-Options override environment variables; an empty variable counts as unset. In a
-variable, yes and no turn a switch on and off (DUO_FORCE=no is --no-force), and
-DUO_VERBOSE is a number. HTTPS_PROXY and NO_PROXY are honored.
+Options override variables; an empty one counts as unset. A switch is yes or no
+there (DUO_FORCE=no), DUO_VERBOSE a number. HTTPS_PROXY, NO_PROXY are honored.
 
-exit status:
-  0  all well, nothing to do, or declined at the prompt
-  1  something failed, or a limit or an unknown user stopped part of it
-  2  the command line or a variable is wrong
-  129, 130, 143  stopped by SIGHUP, SIGINT or SIGTERM
+Exit status: 0 all well or declined; 1 something failed, or a limit or unknown
+user stopped part of it; 2 usage; 129, 130, 143 SIGHUP, SIGINT, SIGTERM.
 """
 
 
-class UsageError(Exception):
-    """What is wrong with the command line or the environment: names, never values."""
-
-
-def matching(pattern: str, expected: str, convert: Converter = str) -> Converter:
-    """Return a converter of text that fits a pattern; else it raises ValueError."""
-
-    def converter(text: str) -> Any:
-        if not re.fullmatch(pattern, text, re.IGNORECASE | re.ASCII):
-            raise ValueError(f"expected {expected}")
-        return convert(text)
-
-    return converter
+def fit(pattern: str, expected: str, convert: Callable[[str], Any], text: str) -> Any:
+    """Return what a text that fits a pattern is converted to. Raises ValueError."""
+    if not re.fullmatch(pattern, text, re.IGNORECASE | re.ASCII):
+        raise ValueError(f"expected {expected}")
+    return convert(text)
 
 
 YES, NO = ("y", "yes", "t", "true", "on", "1"), ("n", "no", "f", "false", "off", "0")
-to_switch = matching("|".join(YES + NO), "yes or no", lambda text: text.lower() in YES)
-to_key = matching("[!-~]+", "a key as Duo shows it, one word of ASCII")
-to_number = matching(r"\d{1,9}", "a whole number, 0 or more", int)
-to_seconds = matching(r"(?=.*[1-9])\d{1,6}(\.\d{1,6})?", "seconds, more than 0", float)
-
-
-def to_limit(text: str) -> int | None:
-    """Return a number, None for "none". Raises ValueError."""
-    return None if text.lower() == "none" else int(to_number(text))
+to_switch = partial(fit, "|".join(YES + NO), "yes or no", lambda x: x.lower() in YES)
+to_key = partial(fit, "[!-~]+", "a key as Duo shows it, one word of ASCII", str)
+to_number = partial(fit, r"\d{1,9}", "a whole number, 0 or more", int)
+to_limit = partial(
+    fit, r"none|\d{1,9}", "a number or none", lambda x: None if x.isalpha() else int(x)
+)
+to_seconds = partial(fit, r"(?=.*[1-9])\d{1,6}(\.\d{1,6})?", "seconds over 0", float)
 
 
 def to_host(text: str) -> tuple[str, int]:
@@ -964,11 +869,12 @@ def to_host(text: str) -> tuple[str, int]:
     return match[1], int(match[4] or 443)
 
 
-def to_key_of_file(path: str) -> tuple[str, bool]:
-    """Return the key in a file, and whether others can read that. Raises OSError."""
+def to_key_of_file(path: str) -> str:
+    """Return the key in a file; warn if others can read it. Raises OSError."""
     with Path(path).open(encoding="ascii", errors="replace") as file:
-        exposed = os.fstat(file.fileno()).st_mode & 0o004
-        return to_key(file.read(1000).strip()), bool(exposed)
+        if os.fstat(file.fileno()).st_mode & 0o004:
+            tell("warning: others can read the file of --skey-file (DUO_SKEY_FILE)\n")
+        return str(to_key(file.read(1000).strip()))
 
 
 def to_tls(path: str) -> ssl.SSLContext:
@@ -980,9 +886,9 @@ def to_tls(path: str) -> ssl.SSLContext:
 
 
 # By group: flags and metavar (a switch has none), converter, default, help. Each is a
-# variable, too: DUO_GRACE_PERIOD for --grace-period. The default is text, as that is.
+# variable, too (DUO_GRACE_PERIOD), and that is text, as the default is.
 # fmt: off
-OPTIONS: dict[str, list[tuple[str, Converter, str, str]]] = {
+OPTIONS: dict[str, list[tuple[str, Callable[[str], Any], str, str]]] = {
     "the Admin API application (its secret key can delete anybody's second factor)": [
         ("-H --host HOST", to_host, "", "API hostname, HOST or HOST:PORT"),
         ("-i --ikey IKEY", to_key, "", "integration key"),
@@ -1001,8 +907,7 @@ OPTIONS: dict[str, list[tuple[str, Converter, str, str]]] = {
     "output": [
         ("-v --verbose", to_number, "0", "show what is done; -vv: every step"),
         ("--json", to_switch, "no", "write JSON lines to standard output"),
-        ("--journal FILE", Journal, "",
-         "append the JSON lines to a file, with the record of each deleted phone"),
+        ("--journal FILE", to_journal, "", "append the JSON lines to a file"),
     ],
     "network": [
         ("--timeout SECONDS", to_seconds, "30", "limit of each wait for the network"),
@@ -1013,105 +918,98 @@ OPTIONS: dict[str, list[tuple[str, Converter, str, str]]] = {
 # fmt: on
 
 
+def variable(option: str) -> str:
+    """Return the environment variable that sets an option."""
+    return f"DUO_{option[2:].replace('-', '_').upper()}"
+
+
 def label(option: str) -> str:
     """Return what a person knows a setting by: "--skey (DUO_SKEY)"."""
-    return f"{option} (DUO_{option[2:].replace('-', '_').upper()})"
+    return f"{option} ({variable(option)})"
 
 
-class Parser(argparse.ArgumentParser):
-    """The parser of the command line. What is not given is not in its namespace."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            prog="duo_phone_cleanup",
-            usage="%(prog)s [options] [user ...]",
-            description=(__doc__ or "").partition("\n\nThe only")[0],
-            epilog=EPILOG,
-            formatter_class=lambda prog: HelpFormatter(prog, width=80),
-            argument_default=argparse.SUPPRESS,
-            add_help=False,
-            allow_abbrev=False,
-        )
-        self.flags = ["-h", "--help", "--version"]
-        self.add_argument_group("user ...", "names or aliases of the users to look at")
-        for title, rows in OPTIONS.items():
-            group = self.add_argument_group(title)
-            for names, convert, default, text in rows:
-                *flags, option = re.findall("--?[a-zA-Z-]+", names)
-                text += f" (default: {default})" if default.isalnum() else ""
-                how: Record = {"metavar": names.split()[-1]}
-                if convert is to_switch:
-                    how = {"action": argparse.BooleanOptionalAction}
-                elif option == "--verbose":
-                    how = {"action": "count"}
-                how["help"] = f"{text} [{label(option).split('(')[1][:-1]}]"
-                self.flags += group.add_argument(*flags, option, **how).option_strings
-        group = self.add_argument_group("this program")
-        group.add_argument("-h", "--help", action="help", help="show this help")
-        version = f"%(prog)s {__version__}"
-        group.add_argument("--version", action="version", version=version)
-
-    def error(self, message: str) -> NoReturn:
-        """Raise UsageError, which names the variable and repeats no value."""
-        option = re.findall("--[a-z-]+", message)[0]
-        wrong = "expected a value" if "expected" in message else "takes no value"
-        raise UsageError(f"{label(option)}: {wrong}")
+def make_parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    """Return a parser that leaves out what is not given, and all flags it knows."""
+    parser = argparse.ArgumentParser(
+        prog="duo_phone_cleanup",
+        usage="%(prog)s [options] [user ...]",
+        description=(__doc__ or "").partition("\n\nThe only")[0],
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        add_help=False,
+        exit_on_error=False,
+    )
+    flags = ["-h", "--help", "--version"]
+    parser.add_argument_group("user ...", "names or aliases of the users to look at")
+    for title, rows in OPTIONS.items():
+        group = parser.add_argument_group(title)
+        for names, convert, default, text in rows:
+            *short, option = re.findall("--?[a-zA-Z-]+", names)
+            how: Record = {"metavar": names.split()[-1]}
+            if convert is to_switch:
+                how = {"action": argparse.BooleanOptionalAction}
+            elif option == "--verbose":
+                how = {"action": "count"}
+            text += f" (default: {default})" if default.isalnum() else ""
+            how["help"] = f"{text} [{variable(option)}]"
+            flags += group.add_argument(*short, option, **how).option_strings
+    group = parser.add_argument_group("this program")
+    group.add_argument("-h", "--help", action="help", help="show this help")
+    group.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser, flags
 
 
 def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
-    """Return the settings. Raises UsageError; SystemExit after --help, --version."""
-    parser, words = Parser(), [*argv, "--"]
+    """Return the settings. Raises Failure; SystemExit after --help, --version."""
+    (parser, flags), words = make_parser(), [*argv, "--"]
     end = words.index("--")
     for place, word in enumerate(words[:end], 1):
         # argparse makes -s of -skey, shows what may be a key, and fails at -n=.
         flag, known = word.partition("=")[0], word[:1] != "-"
         if flag.startswith("--"):
-            known = flag in parser.flags
+            known = flag in flags
         elif re.fullmatch("-[fhnv]*([giHs].*|[fhnv])", word, re.DOTALL):
-            known = not difflib.get_close_matches(f"-{flag}", parser.flags, 1, 0.82)
+            known = not difflib.get_close_matches(f"-{flag}", flags, 1, 0.82)
         if not known:
-            near = difflib.get_close_matches(flag, parser.flags, 1)
+            near = difflib.get_close_matches(flag, flags, 1)
             hint = f": did you mean {near[0]}?" if near else ""
-            what = f"argument {place} (not shown: it may be a key)"
-            raise UsageError(f"{what} is not an option{hint}")
-    settings, users = parser.parse_known_args(words[:end])
+            raise Failure(USAGE, f"argument {place} is not an option{hint}")
+    try:
+        settings, users = parser.parse_known_args(words[:end])
+    except argparse.ArgumentError as error:  # whose message may show a key
+        option = re.findall("--[a-z-]+", error.argument_name or "")[0]
+        wrong = "expected a" if "expected" in error.message else "takes no"
+        raise Failure(USAGE, f"{label(option)}: {wrong} value") from None
     settings.users, given = users + words[end + 1 : -1], vars(settings)
-    if "" in settings.users:
-        raise UsageError("user: expected a name, got an empty one")
     if "skey" in given or "skey_file" in given:
         environ = {**environ, "DUO_SKEY": "", "DUO_SKEY_FILE": ""}
     ours = []
-    for names, convert, default, _ in itertools.chain(*OPTIONS.values()):
+    for names, convert, default, _ in [r for rows in OPTIONS.values() for r in rows]:
         option = re.findall("--[a-z-]+", names)[0]
         name = option[2:].replace("-", "_")
-        ours.append(f"DUO_{name.upper()}")
+        ours.append(variable(option))
         value = given.get(name, environ.get(ours[-1]) or default or None)
         try:
             given[name] = convert(value.strip()) if isinstance(value, str) else value
         except (ValueError, OSError) as error:
-            raise UsageError(f"{label(option)}: {plain(error)}") from None
-    settings.warnings = [
-        f"unknown variable {name}: did you mean {near}?"
-        for name in sorted({*environ}.difference(ours))
-        if name.startswith("DUO_") and len(name) > 9  # DUO_AKEY is Duo Web's
-        for near in difflib.get_close_matches(name, ours, 1, 0.85)
-    ]
-    file = label("--skey-file")
-    if settings.skey_file:
-        if settings.skey:
-            raise UsageError(f"give {label('--skey')} or {file}, not both")
-        settings.skey, exposed = settings.skey_file
-        settings.warnings += [f"others can read the file of {file}"] * exposed
+            raise Failure(USAGE, f"{label(option)}: {plain(error)}") from None
+    for name in sorted({*environ}.difference(ours)):
+        near = difflib.get_close_matches(name, ours, 1, 0.85)
+        if near and name.startswith("DUO_") and len(name) > 9:  # DUO_AKEY is Duo Web's
+            tell(f"warning: unknown variable {name!a}: did you mean {near[0]}?\n")
+    if settings.skey and settings.skey_file:
+        raise Failure(USAGE, f"{label('--skey')} or {label('--skey-file')}, not both")
+    settings.skey = settings.skey or settings.skey_file
     missing = [f"--{name}" for name in ("host", "ikey", "skey") if not given[name]]
     if missing:
-        or_file = f" or {file}" * (not settings.skey)
-        raise UsageError(f"missing: {', '.join(map(label, missing))}{or_file}")
+        raise Failure(USAGE, f"missing: {', '.join(map(label, missing))}")
     settings.proxy = find_proxy(*settings.host)
     return settings
 
 
 def find_proxy(host: str, port: int) -> tuple[str, int, Record] | None:
-    """Return host, port and headers of the environment's proxy. Raises UsageError."""
+    """Return host, port and headers of the environment's proxy. Raises Failure."""
     url = urllib.request.getproxies().get("https")
     if not url or urllib.request.proxy_bypass(f"{host}:{port}"):
         return None
@@ -1119,8 +1017,7 @@ def find_proxy(host: str, port: int) -> tuple[str, int, Record] | None:
     pattern = rf"(?:http://)?(?:([^/]+)@)?({name})(?::([0-9]{{1,5}}))?/?"
     match = re.fullmatch(pattern, url, re.IGNORECASE | re.ASCII)
     if not match or not 0 < int(match[3] or 80) < 65536:
-        expected = "http://[USER:PASSWORD@]HOST[:PORT]"
-        raise UsageError(f"the proxy in HTTPS_PROXY is malformed: expected {expected}")
+        raise Failure(USAGE, "HTTPS_PROXY: expected http://[USER:PASS@]HOST[:PORT]")
     login = urllib.parse.unquote_to_bytes(os.fsencode(match[1] or ""))
     basic = f"Basic {base64.b64encode(login).decode()}"
     headers = {"Proxy-Authorization": basic} if login else {}
@@ -1139,36 +1036,28 @@ def main(argv: Sequence[str] | None = None, clock: Clock = time.time) -> int:
     signals: list[int] = []
 
     def note(number: int, _: object) -> None:
+        if signals and number == signal.SIGALRM:
+            raise Stopped  # whatever is stuck is broken off
         if not signals:
             signal.setitimer(signal.ITIMER_REAL, ANSWER, TELL)
         signals.append(number)
 
-    def break_off(number: int, frame: object) -> None:
-        if signals:
-            raise Stopped
-        note(number, frame)  # an alarm that was set before the program began
-
-    signal.signal(signal.SIGALRM, break_off)
+    signal.signal(signal.SIGALRM, note)
     for each in SIGNALS:
         if signal.getsignal(each) is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(each, note)
     try:
         try:
             settings = read_settings(sys.argv[1:] if argv is None else argv, os.environ)
-        except UsageError as error:
-            with contextlib.suppress(AttributeError, OSError):
-                sys.stderr.write(f"duo_phone_cleanup: error: {error} (see --help)\n")
+        except Failure as error:
+            tell(f"duo_phone_cleanup: error: {error} (see --help)\n")
             return 2
         report = Report(settings, clock, signals)
-        for warning in settings.warnings:
-            report.log(f"warning: {warning}")
-        with contextlib.suppress(Stopped):
-            duo = DuoAdmin(settings, report)
-            with contextlib.closing(duo):
-                with contextlib.suppress(Stopped):
-                    Run(settings, report, duo)()
-                if signals:
-                    signal.setitimer(signal.ITIMER_REAL, TELL, TELL)
+        with suppress(Stopped), closing(DuoAdmin(settings, report)) as duo:
+            with suppress(Stopped):
+                Run(settings, report, duo)()
+            if signals:
+                signal.setitimer(signal.ITIMER_REAL, TELL, TELL)
         return report.end()
     except Stopped:  # while the settings were read, or the end was told
         return 128 + signals[0]
@@ -1182,7 +1071,7 @@ def script() -> NoReturn:
         status = main()
     except (SystemExit, BrokenPipeError):  # of --help and --version
         status = 0
-        with contextlib.suppress(AttributeError, OSError):
+        with suppress(AttributeError, OSError):
             sys.stdout.flush()
     os._exit(status)
 

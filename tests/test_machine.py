@@ -77,7 +77,9 @@ def test_a_proxy_that_refuses_is_named(
     monkeypatch.setattr(duo_phone_cleanup, "PAUSE", 0.01)
     result = run(HTTPS_PROXY=f"http://{USER}:SECRET@{proxy}")
     assert result.status == 1
-    assert "407 Proxy Authentication Required: check HTTPS_PROXY" in result.err
+    hint = "check --host (DUO_HOST), the network and HTTPS_PROXY"
+    assert f"no answer from the proxy {proxy}: " in result.err
+    assert f"407 Proxy Authentication Required: {hint}\n" in result.err
     assert "SECRET" not in result.err
     assert tenant.requests == []
 
@@ -98,7 +100,7 @@ def test_a_proxy_that_cannot_be_used_is_refused(
 ) -> None:
     result = run(HTTPS_PROXY=url)
     assert result.status == 2
-    assert "HTTPS_PROXY is malformed: expected http://" in result.err
+    assert "HTTPS_PROXY: expected http://[USER:PASS@]HOST[:PORT] " in result.err
     assert "SECRET" not in result.err
     assert tenant.requests == []
 
@@ -153,7 +155,7 @@ def test_help_that_nobody_reads_is_no_error(option: str) -> None:
 
 
 def test_a_machine_that_has_no_more_threads(tenant: Tenant) -> None:
-    """One error line, as a run needs them."""
+    """One error line and the summary, as a run needs them."""
     phone = tenant.add_phone("ann")
     tenant.populate(900)
     program = (
@@ -168,7 +170,8 @@ def test_a_machine_that_has_no_more_threads(tenant: Tenant) -> None:
         text=True,
     )
     assert (result.returncode, result.stdout) == (1, "")
-    (line,) = result.stderr.splitlines()
+    line, summary = result.stderr.splitlines()
     assert "error: this machine has no thread left" in line
+    assert " nothing was read: 1 failed; 0 requests, " in summary
     assert tenant.phones[phone]["name"] == ""
     assert tenant.requests == []

@@ -217,6 +217,12 @@ def test_table(fields: Record, expected: Verdict | None) -> None:
     assert record == before
 
 
+def test_an_age_is_a_difference() -> None:
+    """Even where the time is a multiple of the tag."""
+    phone = limbo(name="1000000000")
+    assert verdict(phone, 2_000_000_000, GRACE) is Verdict.DELETE
+
+
 def test_the_table_has_every_verdict() -> None:
     assert {case[2] for case in CASES} == {None, *Verdict}
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 import duo_phone_cleanup
-from duo_phone_cleanup import Journal, Phone, Record, Run, Verdict, read_tag, verdict
+from duo_phone_cleanup import OPTIONS, Phone, Record, Run, Verdict, read_tag, verdict
 from tests.year import ZONES, live
 
 # A run that dies leaves its connections open.
@@ -60,12 +60,26 @@ def blind(run: Run, phone: Phone) -> str:
     return ""
 
 
-def forgotten(journal: Journal, line: str) -> None:
-    pass
+def forgotten(path: str) -> Callable[[str], None]:
+    return lambda _: None
 
 
-def glued(journal: Journal, line: str) -> None:
-    os.write(journal.file, f"{line}\n".encode())
+def glued(path: str) -> Callable[[str], object]:
+    file = vars(duo_phone_cleanup)["os"].open(
+        path, os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    )
+    return lambda line: os.write(file, f"{line}\n".encode())
+
+
+def journal(wrong: Callable[[str], object]) -> Record:
+    """OPTIONS, where --journal is opened wrong."""
+    right = duo_phone_cleanup.to_journal
+    return {
+        title: [
+            (row[0], wrong if row[1] is right else row[1], *row[2:]) for row in rows
+        ]
+        for title, rows in OPTIONS.items()
+    }
 
 
 recheck = Run.recheck
@@ -76,8 +90,8 @@ recheck = Run.recheck
     [
         (duo_phone_cleanup, "FRESH", 1e9, "s before"),
         (Run, "recheck", blind, "was due|with the tag"),
-        (Journal, "write", forgotten, "not in the journal"),
-        (Journal, "write", glued, "not in the journal"),
+        (duo_phone_cleanup, "OPTIONS", journal(forgotten), "not in the journal"),
+        (duo_phone_cleanup, "OPTIONS", journal(glued), "not in the journal"),
     ],
 )
 def test_a_year_with_a_wrong_run_is_noticed(

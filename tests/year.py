@@ -874,23 +874,23 @@ def world(year: Year, zone: str) -> Iterator[None]:
     """Set up the surroundings of the program."""
     ahead, clock = duo_phone_cleanup.ahead, types.SimpleNamespace(**vars(time))
     clock.monotonic, clock.sleep = year.monotonic, year.sleep
-    program: Record = {**QUICK, "time": clock, "random": year.random}
+    system, journals = types.SimpleNamespace(**vars(os)), list[int]()
+
+    def opened(*how: Any) -> int:
+        journals.append(os.open(*how))
+        return journals[-1]
+
+    system.open = opened
+    program: Record = {**QUICK, "time": clock, "os": system, "random": year.random}
     if not year.parallel:  # the seed alone is to decide
         program["ahead"] = lambda function, items, width: ahead(function, items, 0)
     with contextlib.ExitStack() as stack:
         stack.callback(time.tzset)
+        stack.callback(lambda: [*map(os.close, journals)])  # as a process's end does
         environment = {**year.tenant.environment(), "TZ": zone}
         stack.enter_context(mock.patch.dict(os.environ, environment))
         time.tzset()
         stack.enter_context(mock.patch.multiple(duo_phone_cleanup, **program))
-        stack.enter_context(
-            mock.patch.object(
-                duo_phone_cleanup.Journal,
-                "__del__",  # of a process, its end closes the file
-                lambda journal: os.close(journal.file),
-                create=True,
-            )
-        )
         # A run inside another one is in a thread of the tenant's, where this fails.
         stack.enter_context(mock.patch.object(signal, "signal"))
         yield
