@@ -173,7 +173,8 @@ class Run:
             if self.asking and any(phone.verdict.writes for phone in plan):
                 self.report.show(scope)
             self.act(plan)
-            self.table(plan)
+            if self.settings.dry_run:
+                self.table(plan)
         except Failure as failure:
             self.report.fail(str(failure))
 
@@ -193,7 +194,8 @@ class Run:
         wanted, known = {name.casefold() for name in asked}, set[str]()
         for start in range(0, len(asked), NAMES):
             names = json.dumps(asked[start : start + NAMES])
-            users, _ = self.duo.persist(self.duo.get_page, 0, names)
+            page = partial(self.duo.get_page, 0, username_list=names)
+            users, _ = self.duo.persist(page)
             # A server that ignores the question must not widen the run.
             users = [user for user in users if all_names(user) & wanted]
             known.update(*map(all_names, users))
@@ -254,7 +256,9 @@ class Run:
                     outcome = self.ask(phone, number, writes)
                 outcome = outcome or self.duo.persist(self.carry_out, phone)
             except Failure as failure:
-                if failure.cause != GONE:
+                if failure.cause == GONE:
+                    outcome = "deleted" if None in phone.unanswered else "gone"
+                else:
                     self.report.fail(str(failure), phone)
                     if failure.cause in FATAL:
                         return
@@ -263,7 +267,6 @@ class Run:
                         text = "phones in a row without an answer: the run ends"
                         raise Failure(NO_ANSWER, f"{SILENT} {text}") from None
                     continue
-                outcome = "deleted" if None in phone.unanswered else "gone"
             silent = 0 if phone.verdict.writes else silent  # else nobody was asked
             self.report.event(outcome, phone)
 
@@ -303,12 +306,12 @@ class Run:
         try:
             if deleting:
                 self.report.event("deleting", phone)
-                self.duo.delete_phone(phone.phone_id)
+                self.duo.delete_phone(phone.phone_id)  # not sent if that broke
             else:
                 self.duo.update_phone(phone.phone_id, name=name)
                 phone.record = {**phone.record, "name": name}
         except ERRORS as error:
-            if getattr(error, "status", 0) // 100 != 4:  # it was not refused
+            if self.duo.explain(error).cause in PASSING:  # perhaps done, tried again
                 phone.unanswered.append(None if deleting else name)
             raise
         return phone.verdict.done
@@ -382,10 +385,9 @@ HINTS: dict[int | str, str] = {  # what the reader can do
     " --host (DUO_HOST) and this machine's clock",
     403: "give the Admin API application the permissions Grant resource - Read and"
     " Grant resource - Write, and see its Networks for API Access",
-    404: "check --host (DUO_HOST)",
     429: "see what else uses up this tenant's rate limit",
     NO_ANSWER: "check --host (DUO_HOST), the network and HTTPS_PROXY",
-    BROKEN: "check --host (DUO_HOST)",
+    **dict.fromkeys((404, BROKEN), "check --host (DUO_HOST)"),
     CERTIFICATE: "is --host (DUO_HOST) right? Or see --ca-certs (DUO_CA_CERTS)",
 }
 
@@ -395,7 +397,7 @@ ERRORS = (OSError, HTTPException, RuntimeError, ValueError)
 
 
 class Stopped(Exception):
-    """Nothing more is done or waited for: a signal has come, or the run is over."""
+    """Nothing more is done: after a signal, "q", a broken output, or the end."""
 
 
 class Failure(Exception):
@@ -525,8 +527,8 @@ class DuoAdmin(duo_client.Admin):
         return response, data, sent
 
     def _connection(self, method: str) -> HTTPSConnection:
-        with suppress(IndexError):
-            while self._reusing or method != "GET":
+        with self._lock:
+            while self._idle and (self._reusing or method != "GET"):
                 connection, since = self._idle.pop()
                 if time.monotonic() < since + IDLE:
                     return connection
@@ -541,9 +543,9 @@ class DuoAdmin(duo_client.Admin):
 
     def close(self) -> None:
         """Close the connections that are kept, and keep none from now on."""
-        with self._lock, suppress(IndexError):
+        with self._lock:
             self._reusing = False
-            while True:
+            while self._idle:
                 self._idle.pop()[0].close()
 
     def persist(self, step: Callable[..., T], *about: Any) -> T:
@@ -576,32 +578,31 @@ class DuoAdmin(duo_client.Admin):
         if isinstance(error, Failure):
             return error
         if isinstance(error, ssl.SSLCertVerificationError):
-            return Failure(CERTIFICATE, f"{self.dialed} is not trusted: {plain(error)}")
+            return Failure(CERTIFICATE, f"{self.host} is not trusted: {plain(error)}")
         if isinstance(error, OSError):  # nobody answered, not even with an error
             return Failure(NO_ANSWER, f"no answer from {self.dialed}: {plain(error)}")
         cause, data = getattr(error, "status", 200), getattr(error, "data", None)
         text, body = str(error), data if isinstance(data, dict) else {}
         code = body["code"] if isinstance(body.get("code"), int) else 0
-        if code == GONE:
-            cause = GONE
-        elif cause == 200 and body.get("stat") == "FAIL":
+        if cause == 200 and body.get("stat") == "FAIL":
             cause, text = code // 100, f"Received {body.get('message')}"
         elif cause == 200:  # cut short, not HTTP, not JSON, or not as documented
             what = error if isinstance(error, HTTPException) else "no JSON"
             cause, text = BROKEN, f"{self.dialed} is not Duo's Admin API: {what}"
+        cause = GONE if code == GONE else cause
         return Failure(cause, shorten(re.sub("^Received", "Duo answers", text), 200))
 
     def list_users(self) -> Iterator[tuple[list[Record], int]]:
         """Yield each page of the user listing, and the number of all users, or 0."""
         # Each page names the offset of the next. Pages are asked for ahead, guessing
-        # that all are as long as the last; where Duo goes on elsewhere, so does this.
+        # that all are as long as the last.
         get = partial(self.persist, self.get_page)
         offset, length, total = 0, PAGE, 0
         while True:
             offsets = range(offset, max(total, offset + 1), length)
             for guess, page in ahead(get, offsets, PAGES_AHEAD):
                 if guess != offset:
-                    break
+                    break  # Duo goes on elsewhere
                 users, metadata = page.result()
                 number, following = map(metadata.get, ("total_objects", "next_offset"))
                 total = number if type(number) is int else 0
@@ -614,10 +615,9 @@ class DuoAdmin(duo_client.Admin):
                     raise Failure(LISTING, "Duo's listing does not go on: next_offset")
                 offset, length = following, following - offset
 
-    def get_page(self, offset: int, names: str = "") -> tuple[list[Record], Record]:
+    def get_page(self, offset: int, **names: str) -> tuple[list[Record], Record]:
         """Return a page of users and its metadata. Raises Failure."""
-        params = {"limit": str(PAGE), "offset": str(offset)}
-        params.update({"username_list": names} if names else {})
+        params = {"limit": str(PAGE), "offset": str(offset), **names}
         answer = self.api_call("GET", "/admin/v1/users", params)
         users, metadata = self.parse_json_response_and_metadata(*answer)
         if not are_objects(users) or not isinstance(metadata, dict):
@@ -662,7 +662,7 @@ def tell(text: str) -> bool:
 def plain(error: Exception) -> str:
     """Return what an error says, without OpenSSL's noise."""
     text = getattr(error, "strerror", None) or str(error)
-    return re.sub(r"^\[[A-Z0-9: _]*] |\.? \(_ssl\.c:[0-9]+\)$", "", text)
+    return re.sub(r"^\[[A-Z0-9: _]*] |^_ssl\.c:\d+: |\.? \(_ssl\.c:\d+\)$", "", text)
 
 
 def count(number: int, what: str) -> str:
@@ -706,9 +706,9 @@ class Report:
         self.now: Callable[[], int] = lambda: int(clock())  # since the epoch
         self.began = time.monotonic()
         self.counts = dict.fromkeys(("users_seen", "phones_seen", "limbo", *EVENTS), 0)
-        self.requests: list[str] = []  # the method of each that was sent
+        self.requests: list[str] = []  # methods; a list, since threads add to it
         self.terminal = bool(sys.stderr and sys.stderr.isatty())
-        self.status, self.then = 0, ""  # what ends or clears the line that stderr is on
+        self.status, self.then = 0, ""  # `then` ends or clears the line stderr is on
         self.lock, self.broken, self.ended = threading.RLock(), False, False
         # Where JSON lines go, or else the table of a dry run.
         self.outputs: dict[str, Callable[[str], None]] = {}
@@ -779,14 +779,14 @@ class Report:
         if isinstance(line, str) != self.tabular:
             return
         text = escape(line, sys.stdout) if isinstance(line, str) else json.dumps(line)
-        broken = []
+        troubles = []
         for name, write in [*self.outputs.items()]:
             try:
                 write(text)
             except (OSError, ValueError) as error:
                 del self.outputs[name]
-                broken.append(f"{name} cannot be written: {error}")
-        for trouble in broken:  # now that the other output has the line, too
+                troubles.append(f"{name} cannot be written: {error}")
+        for trouble in troubles:  # now that the other output has the line, too
             self.broken = True
             self.fail(trouble)
 
@@ -822,7 +822,7 @@ class Report:
         names = {"named": "kept", "unknown_user": "unknown"}
         users, phones, limbo = [*self.counts.values()][:3]
         text = f"{count(users, 'user')}, {count(phones, 'phone')}, {limbo} in limbo"
-        text = text if users else "nothing was read"
+        text = text if users or not self.status else "nothing was read"
         for event in EVENTS:
             if self.counts[event] and event != "deleting":
                 name = names.get(event, event.replace("would_", "to "))
@@ -834,8 +834,8 @@ class Report:
 # -------------------------------------------------------------------- the command line
 
 EPILOG = """\
-Options override variables; an empty one counts as unset. A switch is yes or no
-there (DUO_FORCE=no), DUO_VERBOSE a number. HTTPS_PROXY, NO_PROXY are honored.
+Options override variables; an empty variable counts as unset. In a variable, a
+switch is yes or no (DUO_FORCE=no). HTTPS_PROXY and NO_PROXY are honored.
 
 Exit status: 0 all well or declined; 1 something failed, or a limit or unknown
 user stopped part of it; 2 usage; 129, 130, 143 SIGHUP, SIGINT, SIGTERM.
@@ -886,7 +886,7 @@ def to_tls(path: str) -> ssl.SSLContext:
 
 
 # By group: flags and metavar (a switch has none), converter, default, help. Each is a
-# variable, too (DUO_GRACE_PERIOD), and that is text, as the default is.
+# variable, too (DUO_GRACE_PERIOD). The default is text, as a variable is.
 # fmt: off
 OPTIONS: dict[str, list[tuple[str, Callable[[str], Any], str, str]]] = {
     "the Admin API application (its secret key can delete anybody's second factor)": [
@@ -979,8 +979,8 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
         settings, users = parser.parse_known_args(words[:end])
     except argparse.ArgumentError as error:  # whose message may show a key
         option = re.findall("--[a-z-]+", error.argument_name or "")[0]
-        wrong = "expected a" if "expected" in error.message else "takes no"
-        raise Failure(USAGE, f"{label(option)}: {wrong} value") from None
+        wrong = "expected a value" if "expected" in error.message else "takes no value"
+        raise Failure(USAGE, f"{label(option)}: {wrong}") from None
     settings.users, given = users + words[end + 1 : -1], vars(settings)
     if "skey" in given or "skey_file" in given:
         environ = {**environ, "DUO_SKEY": "", "DUO_SKEY_FILE": ""}
@@ -996,7 +996,7 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
             raise Failure(USAGE, f"{label(option)}: {plain(error)}") from None
     for name in sorted({*environ}.difference(ours)):
         near = difflib.get_close_matches(name, ours, 1, 0.85)
-        if near and name.startswith("DUO_") and len(name) > 9:  # DUO_AKEY is Duo Web's
+        if name.startswith("DUO_") and len(name) > 9 and near:  # DUO_AKEY is Duo Web's
             tell(f"warning: unknown variable {name!a}: did you mean {near[0]}?\n")
     if settings.skey and settings.skey_file:
         raise Failure(USAGE, f"{label('--skey')} or {label('--skey-file')}, not both")
@@ -1069,8 +1069,8 @@ def script() -> NoReturn:
     """Run as a process, which ends whatever its threads are still waiting for."""
     try:
         status = main()
-    except (SystemExit, BrokenPipeError):  # of --help and --version
-        status = 0
+    except (SystemExit, BrokenPipeError) as end:  # of --help and --version
+        status = getattr(end, "code", 0)
         with suppress(AttributeError, OSError):
             sys.stdout.flush()
     os._exit(status)

@@ -580,7 +580,7 @@ def test_a_certificate_that_fails(
     trust = str(tmp_path / "ca.pem") if trusted else ""  # "": duo_client's bundle
     with server(b"", certificate) as host:
         result = run(DUO_HOST=host, DUO_CA_CERTS=trust)
-    failed = f"{host} is not trusted: certificate verify failed: {needed}"
+    failed = f"localhost is not trusted: certificate verify failed: {needed}"
     hint = "is --host (DUO_HOST) right? Or see --ca-certs (DUO_CA_CERTS)"
     error_line(result, f" error: {failed}: {hint}")
 

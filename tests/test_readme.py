@@ -103,7 +103,7 @@ def test_nothing_else_can_write() -> None:
         and isinstance(each.func.value, ast.Attribute)
         and each.func.value.attr == "duo"
     }
-    wrappers = {"list_users", "persist", "has_fresh_read", "go_on"}
+    wrappers = {"list_users", "persist", "explain", "has_fresh_read", "go_on"}
     assert duo == {"get_phone_by_id", "delete_phone", "update_phone", *wrappers}
     assert wrappers <= {each.rpartition(".")[2] for each in functions()}
 

@@ -807,7 +807,7 @@ def test_help_tells_of_every_setting_and_fits_80_columns(run: Runs, flag: str) -
         *("-g, --grace-period MINUTES", "-f, --force", "-n, --dry-run", "-v, --verb"),
         *("-vv", "-h, --help", "--version", "--max-deletions N", "--timeout SECONDS"),
         *("[user ...]", "HTTPS_PROXY", "NO_PROXY", "after about 17", "129, 130, 143"),
-        "Options override variables; an empty one counts as unset.",
+        "Options override variables; an empty variable counts as unset.",
     ):
         assert word in usual(result.out), word
 
