@@ -435,7 +435,7 @@ def test_a_deletion_whose_answer_drips_in(
         ("o-o", "oo", 1),
         ("---o---o", "oo", 6),  # never four in a row
         ("o----oo", "o", 4),
-        ("o--x--o", "oo", 5),  # of five failures one had an answer
+        ("o---x---o", "oo", 7),  # of seven failures one had an answer
     ],
 )
 def test_phones_without_an_answer(
