@@ -237,9 +237,9 @@ class Run:
         if limit == 0:
             self.report.log(text, 1)
             return rest
-        look = "" if self.settings.dry_run else "look at them with --dry-run, then "
-        way = f"{look}run once by hand with --max-deletions none"
-        self.report.fail(f"{text}. If that many are right, {way}")
+        look = "" if self.settings.dry_run else "Look at them with --dry-run. "
+        way = f"{look}If they are right, run once by hand with --max-deletions none"
+        self.report.fail(f"{text}. {way}")
         return found if self.settings.dry_run else rest  # so that one can look at them
 
     def act(self, plan: list[Phone]) -> None:
