@@ -219,8 +219,9 @@ class Run:
             if not isinstance(phone_id, str) or not PHONE_ID.fullmatch(phone_id):
                 self.report.fail(f"user {name} has a phone without a usable phone_id")
                 continue
-            self.report.counts["phones_seen"] -= phone_id in found  # seen already
-            if phone_id not in found:
+            if phone_id in found:  # another user has it too
+                self.report.counts["phones_seen"] -= 1
+            else:
                 found[phone_id] = Phone(phone_id, record, says)
                 self.report.counts["limbo"] += is_limbo(record)
             if name not in found[phone_id].users:
@@ -471,8 +472,7 @@ class DuoAdmin(duo_client.Admin):
         self.tls, self._report = settings.ca_certs, report
         self._reads: dict[str, float] = {}  # by path, until when it vouches (monotonic)
         self._pause_ends, self._reusing, self._lock = 0.0, True, threading.Lock()
-        # Connections, with the time since which they are idle (monotonic).
-        self._idle: list[tuple[HTTPSConnection, float]] = []
+        self._idle: list[tuple[HTTPSConnection, float]] = []  # since when (monotonic)
 
     def go_on(self) -> None:
         """Raise Stopped if nothing more is to be done."""
@@ -995,9 +995,9 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
         except (ValueError, OSError) as error:
             raise Failure(USAGE, f"{label(option)}: {plain(error)}") from None
     for name in sorted({*environ}.difference(ours)):
-        near = difflib.get_close_matches(name, ours, 1, 0.85)
-        if name.startswith("DUO_") and len(name) > 9 and near:  # DUO_AKEY is Duo Web's
-            tell(f"warning: unknown variable {name!a}: did you mean {near[0]}?\n")
+        if name.startswith("DUO_") and len(name) > 9:  # DUO_AKEY is Duo Web's
+            for meant in difflib.get_close_matches(name, ours, 1, 0.85):
+                tell(f"warning: unknown variable {name!a}: did you mean {meant}?\n")
     if settings.skey and settings.skey_file:
         raise Failure(USAGE, f"{label('--skey')} or {label('--skey-file')}, not both")
     settings.skey = settings.skey or settings.skey_file
@@ -1054,7 +1054,7 @@ def main(argv: Sequence[str] | None = None, clock: Clock = time.time) -> int:
             return 2
         report = Report(settings, clock, signals)
         with suppress(Stopped), closing(DuoAdmin(settings, report)) as duo:
-            with suppress(Stopped):
+            with suppress(Stopped):  # the outer one: for an alarm while it closes
                 Run(settings, report, duo)()
             if signals:
                 signal.setitimer(signal.ITIMER_REAL, TELL, TELL)
