@@ -252,7 +252,7 @@ class Run:
             self.duo.go_on()
             number += phone.verdict.writes
             try:
-                outcome = look.result()
+                outcome = result(look)
                 if self.asking and not outcome:
                     outcome = self.ask(phone, number, writes)
                 outcome = outcome or self.duo.persist(self.carry_out, phone)
@@ -447,6 +447,14 @@ def start(function: Callable[..., T], *about: Any) -> futures.Future[T]:
     return future
 
 
+def result(call: futures.Future[T], ends: float = float("inf")) -> T:
+    """Wait for a call, in slices: a signal just before a wait is not seen in it."""
+    while not futures.wait([call], 0.1).done:
+        if time.monotonic() > ends:
+            raise TimeoutError("no whole answer in ten time-outs")
+    return call.result()
+
+
 def ahead(
     function: Callable[[S], T], items: Iterable[S], width: int
 ) -> Iterator[tuple[S, futures.Future[T]]]:
@@ -484,16 +492,12 @@ class DuoAdmin(duo_client.Admin):
         return time.monotonic() <= self._reads.get(f"/admin/v1/phones/{phone_id}", 0.0)
 
     def _make_request(self, method: str, uri: str, body: Any, headers: Any) -> Any:
-        """Make one exchange with Duo, all of duo_client's transport; no stale write."""
+        """All of duo_client's transport: an exchange. A read vouches for one write."""
         self.go_on()
-        path, longest = uri.partition("?")[0], EXCHANGE * self.timeout
-        latest = time.monotonic() + longest
-        if method != "GET":  # a read vouches for one try
-            latest = min(latest, self._reads.pop(path, 0.0))
+        path, ends = uri.partition("?")[0], time.monotonic() + EXCHANGE * self.timeout
+        latest = ends if method == "GET" else min(ends, self._reads.pop(path, 0.0))
         exchange = start(self._exchange, latest, method, uri, body, headers)
-        if not futures.wait([exchange], longest).done:
-            raise TimeoutError("no whole answer in ten time-outs")
-        response, data, sent = exchange.result()
+        response, data, sent = result(exchange, ends)
         if method == "GET":
             self._reads[path] = sent + FRESH
         elif (method, response.status) == ("DELETE", 204):  # as good as a 200
@@ -549,10 +553,8 @@ class DuoAdmin(duo_client.Admin):
                 self._idle.pop()[0].close()
 
     def persist(self, step: Callable[..., T], *about: Any) -> T:
-        """Carry out a step, again if it fails in passing. Raises Failure, Stopped.
-
-        A step reads before it writes: no write is repeated without a fresh read.
-        """
+        """Carry out a step, again if it fails in passing. Raises Failure, Stopped."""
+        # A step reads before it writes: no write is repeated without a fresh read.
         tries, began = 0, time.monotonic()
         while True:
             time.sleep(max(0.0, self._pause_ends - time.monotonic()))
@@ -594,8 +596,7 @@ class DuoAdmin(duo_client.Admin):
 
     def list_users(self) -> Iterator[tuple[list[Record], int]]:
         """Yield each page of the user listing, and the number of all users, or 0."""
-        # Each page names the offset of the next. Pages are asked for ahead, guessing
-        # that all are as long as the last.
+        # Pages are asked for ahead, guessing that all are as long as the last.
         get = partial(self.persist, self.get_page)
         offset, length, total = 0, PAGE, 0
         while True:
@@ -603,7 +604,7 @@ class DuoAdmin(duo_client.Admin):
             for guess, page in ahead(get, offsets, PAGES_AHEAD):
                 if guess != offset:
                     break  # Duo goes on elsewhere
-                users, metadata = page.result()
+                users, metadata = result(page)
                 number, following = map(metadata.get, ("total_objects", "next_offset"))
                 total = number if type(number) is int else 0
                 yield users, total
@@ -684,9 +685,8 @@ def span(seconds: int) -> str:
 
 
 def to_journal(path: str) -> Callable[[str], None]:
-    """Open a file of JSON lines; return what writes one to disk. Raises OSError."""
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_DSYNC
-    file = os.open(path, flags, 0o600)  # for its owner alone
+    """Open a file for its owner; return what writes JSON lines. Raises OSError."""
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_DSYNC, 0o600)
 
     def write(line: str) -> None:
         size, data = os.fstat(file).st_size, f"{line}\n".encode()

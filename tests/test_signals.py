@@ -7,6 +7,7 @@ import fcntl
 import io
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -23,6 +24,7 @@ import pytest
 
 from tests.conftest import (
     HOUR,
+    NOW,
     SCRIPT,
     SIGNALS,
     Number,
@@ -305,6 +307,27 @@ def test_signals_to_this_process(
     result = run("--json")
     assert result.status in [128 + number for number in numbers]
     assert result.summary["exit_status"] == result.status
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "users$"), ("GET", "phones/"), ("DELETE", "phones/")]
+)
+def test_a_signal_just_before_a_wait(
+    tenant: Tenant, run: Run, method: str, path: str
+) -> None:
+    """It does not interrupt the wait: here, since another thread takes it."""
+
+    def tell(request: Request) -> None:
+        if request.method == method and re.search(path, request.path):
+            signal.raise_signal(TERM)
+
+    tenant.add_phone("ann", name=str(NOW - HOUR))
+    tenant.on_request(tell)
+    tenant.fail("hang", method=method, path=path, times=None)
+    began = time.monotonic()
+    result = run("--json", "--timeout", "20")
+    assert time.monotonic() - began < 5
+    assert (result.status, result.summary["exit_status"]) == (143, 143)
 
 
 class StalledStderr(io.StringIO):
