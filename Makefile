@@ -51,7 +51,7 @@ dist: $(ALL_TOOLS) ## build a wheel into dist/, check it, install and run it
 clean: ## remove all that was generated, .venv too
 	rm -rf $(VENV) .ci-cache build dist *.egg-info htmlcov .coverage .coverage.*
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache __pycache__
-	rm -rf tests/__pycache__ tests/tools/__pycache__
+	rm -rf tests/__pycache__ tests/*/__pycache__
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1@\2/p' $(MAKEFILE_LIST) | \

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import pytest
 
 import duo_phone_cleanup
-from tests.tenant import Tenant
+from tests.simulation.tenant import Tenant
 
 SCRIPT = Path(duo_phone_cleanup.__file__).resolve()
 NOW = 1_800_000_000  # what the clock shows in a run, unless told otherwise
@@ -102,7 +102,7 @@ def _as_from_a_shell() -> Iterator[None]:
 
 @pytest.fixture
 def tenant() -> Iterator[Tenant]:
-    """An empty tenant; see tests/tenant.py."""
+    """An empty tenant; see tests/simulation/tenant.py."""
     with Tenant() as tenant:
         yield tenant
 

@@ -22,7 +22,7 @@ import trustme
 
 import duo_phone_cleanup
 from tests.conftest import HOUR, NOW, Result, Run
-from tests.tenant import MISSING, SKEY, Fault, Request, Tenant
+from tests.simulation.tenant import MISSING, SKEY, Fault, Request, Tenant
 
 OLD = str(NOW - HOUR)
 SET_UP = {"platform": "Apple iOS", "activated": True}

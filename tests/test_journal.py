@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import HOUR, MINUTE, NOW, Run, start
-from tests.tenant import Request, Tenant
+from tests.simulation.tenant import Request, Tenant
 
 STUCK = str(NOW - HOUR)
 """A tag past its grace period."""

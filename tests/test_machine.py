@@ -17,7 +17,7 @@ import pytest
 
 import duo_phone_cleanup
 from tests.conftest import SCRIPT, Run, clean_environment, process
-from tests.tenant import Tenant
+from tests.simulation.tenant import Tenant
 
 ROOT = SCRIPT.parent
 USER, PASSWORD = "proxy-user", "p@ss:wörd"

@@ -21,7 +21,7 @@ import pytest
 from dateutil.parser import isoparse
 
 from tests.conftest import HOUR, MINUTE, NOW, Result, Run, process, start
-from tests.tenant import SKEY, Record, Request, Tenant, cast
+from tests.simulation.tenant import SKEY, Record, Request, Tenant, cast
 from tests.test_prompts import redirected
 
 STUCK = str(NOW - HOUR)

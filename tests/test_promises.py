@@ -15,7 +15,7 @@ import pytest
 
 import duo_phone_cleanup
 from tests.conftest import HOUR, NOW, Run, start
-from tests.tenant import MISSING, Request, Tenant
+from tests.simulation.tenant import MISSING, Request, Tenant
 
 OLD = str(NOW - HOUR)
 SET_UP = {"platform": "Apple iOS", "activated": True}

@@ -27,7 +27,7 @@ from tests.conftest import (
     clean_environment,
     start,
 )
-from tests.tenant import Record, Request, Tenant
+from tests.simulation.tenant import Record, Request, Tenant
 
 GONE = "(deleted)"
 STUCK = str(NOW - HOUR)

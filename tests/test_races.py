@@ -16,7 +16,7 @@ import pytest
 
 import duo_phone_cleanup
 from tests.conftest import HOUR, MINUTE, NOW, Result, Run, clean_environment, start
-from tests.tenant import Request, Tenant
+from tests.simulation.tenant import Request, Tenant
 
 OLD, OLDER = str(NOW - HOUR), str(NOW - 2 * HOUR)
 SET_UP = {"platform": "Apple iOS", "activated": True}

@@ -10,7 +10,7 @@ import pytest
 
 from duo_phone_cleanup import EVENTS
 from tests.conftest import HOUR, NOW, SCRIPT, Run
-from tests.tenant import Tenant, cast
+from tests.simulation.tenant import Tenant, cast
 from tests.test_settings import usual
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

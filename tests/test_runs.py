@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import HOUR, MINUTE, NOW, Run
-from tests.tenant import MISSING, Record, Request, Tenant
+from tests.simulation.tenant import MISSING, Record, Request, Tenant
 
 GONE = "(deleted)"
 STAMPED = str(NOW)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import duo_phone_cleanup
 from tests.conftest import HOUR, MINUTE, NOW, Result
-from tests.tenant import SKEY, Tenant
+from tests.simulation.tenant import SKEY, Tenant
 
 Runs = Callable[..., Result]
 """The fixture `run`, with variables from a dictionary, too."""

@@ -34,7 +34,7 @@ from tests.conftest import (
     handlers,
     start,
 )
-from tests.tenant import Request, Tenant
+from tests.simulation.tenant import Request, Tenant
 
 HUP, INT, TERM = SIGNALS
 

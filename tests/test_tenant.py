@@ -21,7 +21,7 @@ import duo_client
 import duo_client.client
 import pytest
 
-from tests.tenant import IKEY, MISSING, SKEY, Request, Tenant, cast
+from tests.simulation.tenant import IKEY, MISSING, SKEY, Request, Tenant, cast
 
 pytestmark = [
     # duo_client makes connections in a way that newer Pythons warn of,
@@ -719,7 +719,7 @@ def test_tenants_side_by_side() -> None:
 
 
 def test_it_runs_by_itself() -> None:
-    command = [sys.executable, "-m", "tests.tenant", "--users", "3"]
+    command = [sys.executable, "-m", "tests.simulation.tenant", "--users", "3"]
     root = Path(__file__).parents[1]
     pipe = subprocess.PIPE
     with subprocess.Popen(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from duo_phone_cleanup import Verdict, verdict
 from tests.conftest import HOUR, MINUTE, NOW, Run
-from tests.tenant import MISSING, Record, Tenant
+from tests.simulation.tenant import MISSING, Record, Tenant
 
 DAY = 24 * HOUR
 GRACE = 10

@@ -1,4 +1,4 @@
-"""The simulated years of tests/year.py, for a short while."""
+"""The simulated years of tests/simulation/year.py, for a short while."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 import duo_phone_cleanup
 from duo_phone_cleanup import OPTIONS, Phone, Record, Run, Verdict, read_tag, verdict
-from tests.year import ZONES, live
+from tests.simulation.year import ZONES, live
 
 # A run that dies leaves its connections open.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")

@@ -31,7 +31,7 @@ from typing import Any
 
 import duo_client
 
-from tests.tenant import Tenant
+from tests.simulation.tenant import Tenant
 
 SCRIPT = Path(__file__).resolve().parents[2] / "duo_phone_cleanup.py"
 OTHER = "duo-phone-cleanup==0.1.0"

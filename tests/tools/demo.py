@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.tenant import Tenant, cast
+from tests.simulation.tenant import Tenant, cast
 
 SCRIPT = Path(__file__).parents[2] / "duo_phone_cleanup.py"
 WIDTH = 96

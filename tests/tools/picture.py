@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pexpect
 
-from tests.tenant import Tenant, cast
+from tests.simulation.tenant import Tenant, cast
 
 SCRIPT = Path(__file__).parents[2] / "duo_phone_cleanup.py"
 COLUMNS = 76

@@ -11,7 +11,7 @@ tried against everything that a network and other people may do to it::
         assert tenant.phone(phone_id) is None
 
 The records can be read and changed at any time, under ``tenant.lock``. ``python -m
-tests.tenant`` runs a tenant by itself, to try things out by hand.
+tests.simulation.tenant`` runs a tenant by itself, to try things out by hand.
 """
 
 from __future__ import annotations
@@ -948,7 +948,7 @@ def _certificate(host: str) -> tuple[trustme.CA, trustme.LeafCert]:
 def main() -> NoReturn:
     """Run a tenant until interrupted."""
     parser = argparse.ArgumentParser(
-        prog="python -m tests.tenant",
+        prog="python -m tests.simulation.tenant",
         description="Run a simulated Duo tenant on localhost until interrupted.",
     )
     parser.add_argument("--port", type=int, default=0, help="default: any free one")

@@ -13,7 +13,7 @@ It is all decided by a seed, and the program's clocks show the year's time. In o
 of four the program reads ahead, and the seed decides less. The suite lives a short
 while (test_year.py); by hand::
 
-    python -m tests.year --runs 5000 --seed 7
+    python -m tests.simulation.year --runs 5000 --seed 7
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from typing import IO, Any, Callable
 from unittest import mock
 
 import duo_phone_cleanup
-from tests.tenant import MISSING, Fault, Record, Request, Tenant
+from tests.simulation.tenant import MISSING, Fault, Record, Request, Tenant
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
 RUNS = 100  # in one year: then another one begins, with another tenant
@@ -908,14 +908,14 @@ def live(
                 year.live(runs)
         except AssertionError as error:
             flags = f" --real {real}" * bool(real) + " --quick" * quick
-            again = f"python -m tests.year --seed {seed}{flags}"
+            again = f"python -m tests.simulation.year --seed {seed}{flags}"
             raise AssertionError(f"{error}\n\nAgain: {again}") from None
         return year.counts
 
 
 def main() -> int:
     """Live through years until there have been so many runs."""
-    parser = argparse.ArgumentParser(prog="python -m tests.year")
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.year")
     parser.add_argument("--runs", type=int, default=RUNS)
     parser.add_argument("--seed", type=int, default=1, help="of the first year")
     text = "of the runs, from 0 to 1, that are processes, and are killed (slow)"
