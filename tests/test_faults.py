@@ -12,7 +12,6 @@ import socketserver
 import ssl
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,60 +20,29 @@ import pytest
 import trustme
 
 import duo_phone_cleanup
-from tests.conftest import HOUR, NOW, Result, Run
 from tests.simulation.tenant import MISSING, SKEY, Fault, Request, Tenant
+from tests.support import (
+    HOUR,
+    NETWORK,
+    NO_ANSWER,
+    NOW,
+    SET_UP,
+    STUCK,
+    WRITES,
+    OneOfEach,
+    Run,
+    Write,
+    assert_no_secret,
+    assert_no_stale_write,
+    error_line,
+)
 
-OLD = str(NOW - HOUR)
-SET_UP = {"platform": "Apple iOS", "activated": True}
 GRANT = "Grant resource"
-PAUSE = duo_phone_cleanup.PAUSE
 STAMP = {"method": "POST"}
 DELETION = {"method": "DELETE"}
 
 Kind = tuple[str, dict[str, Any]]  # of a fault, and how it is
 Case = tuple[Kind, tuple[str, ...]]  # and what the error line has to say
-
-
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duo_phone_cleanup, "PAUSE", 0.005)
-
-
-@pytest.fixture
-def _real_pauses(monkeypatch: pytest.MonkeyPatch, _short_pauses: None) -> None:
-    monkeypatch.setattr(duo_phone_cleanup, "PAUSE", PAUSE)
-
-
-def assert_fresh_reads(tenant: Tenant) -> None:
-    """Each write used up a read of the same phone, a fresh one; none came too often."""
-    reads: dict[str, float] = {}
-    writes: Counter[tuple[str, str]] = Counter()
-    for request in tenant.requests:
-        if request.method == "GET":
-            reads[request.path] = request.time
-        else:
-            assert request.time - reads.pop(request.path) <= duo_phone_cleanup.FRESH
-            writes[request.method, request.path] += 1
-    assert max(writes.values(), default=0) <= 3
-
-
-def assert_no_secret(result: Result) -> None:
-    """Neither the key nor a piece of it was told."""
-    told = result.out + result.err
-    assert not [at for at in range(len(SKEY) - 4) if SKEY[at : at + 5] in told]
-    assert "Traceback" not in told
-
-
-def error_line(result: Result, *needed: str) -> str:
-    """The one error of a run that failed before it saw a user; a summary follows it."""
-    line, summary = result.err.splitlines()
-    counts = r" nothing was read: 1 failed; \d+ requests?, \d+\.\d s; exit status 1$"
-    assert re.search(counts, summary)
-    for each in ("error: ", *needed):
-        assert each in line
-    assert result.status == 1
-    assert len(line) < 500
-    return line
 
 
 # Faults that pass
@@ -106,38 +74,12 @@ PASSING: dict[str, Kind] = {
 }
 
 
-class Work:
-    """A tenant with one phone for each kind of write."""
-
-    def __init__(self, tenant: Tenant, ordinary_users: int = 0) -> None:
-        self.tenant = tenant
-        self.stamp = tenant.add_phone("ann", phone_id="DP-stamp")
-        self.delete = tenant.add_phone("bob", phone_id="DP-delete", name=OLD)
-        tenant.populate(ordinary_users)
-        set_up = {"phone_id": "DP-untag", **SET_UP}
-        self.untag = tenant.add_phone("cleo", name=OLD, **set_up)
-
-    def assert_done(self, result: Result) -> None:
-        """Everything has been done, and counted once, without a word."""
-        assert (result.status, result.err) == (0, "")
-        told = [kind for kind in result.kinds if kind != "deleting"]
-        assert told == ["stamped", "deleted", "untagged"]
-        assert self.tenant.phones[self.stamp]["name"] == str(NOW)
-        assert self.tenant.phone(self.delete) is None
-        assert self.tenant.phones[self.untag]["name"] == ""
-        assert_fresh_reads(self.tenant)
-
-    def assert_untouched(self) -> None:
-        """No write has been sent."""
-        assert {request.method for request in self.tenant.requests} <= {"GET"}
-
-
 @pytest.mark.parametrize("passing", PASSING)
 @pytest.mark.parametrize("request_kind", REQUESTS)
 def test_a_passing_fault_is_ridden_out(
     tenant: Tenant, run: Run, request_kind: str, passing: str
 ) -> None:
-    work = Work(tenant, 300 if request_kind == "second page" else 0)
+    work = OneOfEach(tenant, 300 if request_kind == "second page" else 0)
     (where, users), (kind, how) = REQUESTS[request_kind], PASSING[passing]
     fault = tenant.fail(kind, **where, **how)
     work.assert_done(run("--json", "--untag", *users))
@@ -151,7 +93,7 @@ def test_a_passing_fault_is_ridden_out(
 def test_a_time_out_is_ridden_out(
     tenant: Tenant, run: Run, request_kind: str, before: bool
 ) -> None:
-    work = Work(tenant)
+    work = OneOfEach(tenant)
     fault = tenant.fail("hang", **REQUESTS[request_kind][0], before=before)
     work.assert_done(run("--json", "--untag", "--timeout", "0.3"))
     assert fault.hits == 1
@@ -165,7 +107,7 @@ def test_a_429_is_waited_out_and_is_no_try(
     request_kind: str,
 ) -> None:
     monkeypatch.setattr(duo_phone_cleanup, "TRIES", 1)
-    work = Work(tenant)
+    work = OneOfEach(tenant)
     fault = tenant.fail("status", status=429, **REQUESTS[request_kind][0])
     work.assert_done(run("--json", "--untag"))
     assert fault.hits == 1
@@ -176,13 +118,13 @@ def test_a_429_is_waited_out_and_is_no_try(
 def test_three_tries_in_all(
     tenant: Tenant, run: Run, request_kind: str, times: int, status: int
 ) -> None:
-    Work(tenant, 300 if request_kind == "second page" else 0)
+    OneOfEach(tenant, 300 if request_kind == "second page" else 0)
     where, users = REQUESTS[request_kind]
     fault = tenant.fail("status", times=times, **where)
     result = run("--json", "--untag", *users)
     assert (result.status, fault.hits) == (status, times)
     assert result.kinds.count("failed") == status
-    assert_fresh_reads(tenant)
+    assert_no_stale_write(tenant)
 
 
 @pytest.mark.parametrize(
@@ -202,26 +144,25 @@ def test_faults_one_after_the_other(
 ) -> None:
     """With a clock that goes on between the tries, so that each stamp differs."""
     tenant.add_phone("ann", phone_id="DP-a")
-    tenant.add_phone("bob", phone_id="DP-b", name=OLD)
+    tenant.add_phone("bob", phone_id="DP-b", name=STUCK)
     set_up = [tenant.fail(kind, **where) for kind, where in faults]
     clock = itertools.count(NOW)
     result = run("--json", now=lambda: next(clock))
     assert (result.status, result.err) == (0, "")
-    told = [kind for kind in result.kinds if kind != "deleting"]
-    assert told == ["stamped", "deleted"]
+    assert result.outcomes == ["stamped", "deleted"]
     assert NOW < int(tenant.phones["DP-a"]["name"]) < next(clock)
     assert tenant.phone("DP-b") is None
     assert [fault.hits for fault in set_up] == [1, 1]
-    assert_fresh_reads(tenant)
+    assert_no_stale_write(tenant)
 
 
 @pytest.mark.parametrize(
     ("fields", "method", "change"),
     [
-        ({"name": OLD}, "DELETE", SET_UP),
-        ({"name": OLD}, "DELETE", {"name": "Ann's spare"}),
-        ({"name": OLD}, "DELETE", {"name": str(NOW - HOUR - 1)}),
-        ({"name": OLD, **SET_UP}, "POST", {"name": "Ann's phone"}),
+        ({"name": STUCK}, "DELETE", SET_UP),
+        ({"name": STUCK}, "DELETE", {"name": "Ann's spare"}),
+        ({"name": STUCK}, "DELETE", {"name": str(NOW - HOUR - 1)}),
+        ({"name": STUCK, **SET_UP}, "POST", {"name": "Ann's phone"}),
         ({}, "POST", SET_UP),
         ({}, "POST", {"name": "Ann's spare"}),
     ],
@@ -249,7 +190,7 @@ def test_an_untag_whose_answer_was_lost_is_found_done(
     tenant: Tenant, run: Run, blank: Any
 ) -> None:
     """However Duo then tells that the name is blank."""
-    phone = tenant.phones[tenant.add_phone("ann", name=OLD, **SET_UP)]
+    phone = tenant.phones[tenant.add_phone("ann", name=STUCK, **SET_UP)]
 
     def make_blank(request: Request) -> None:
         if request.method == "POST":
@@ -334,8 +275,6 @@ def answers(name: str, values: list[Any], *needed: str) -> dict[str, Case]:
     return {f"{name} {v}": (("answer", places[name](v)), needed) for v in values}
 
 
-NO_ANSWER = "no answer from localhost:"
-NETWORK = ": check --host (DUO_HOST), the network and HTTPS_PROXY"
 NOT_JSON = "localhost:", "is not Duo's Admin API: no JSON: check --host (DUO_HOST)"
 
 
@@ -417,7 +356,7 @@ WALKS = {**REFUSED_WALKS, **BROKEN_WALKS, **MISSHAPEN_WALKS}
 
 @pytest.mark.parametrize("walk", WALKS)
 def test_a_walk_that_fails_writes_nothing(tenant: Tenant, run: Run, walk: str) -> None:
-    work = Work(tenant)
+    work = OneOfEach(tenant)
     (kind, how), needed = WALKS[walk]
     fault = tenant.fail(kind, times=None, **how)
     result = run("--json")
@@ -435,7 +374,7 @@ def test_a_walk_that_fails_writes_nothing(tenant: Tenant, run: Run, walk: str) -
 def test_a_walk_that_fails_half_way_writes_nothing(
     tenant: Tenant, run: Run, walk: str
 ) -> None:
-    work = Work(tenant, 600)
+    work = OneOfEach(tenant, 600)
     (kind, how), needed = WALKS[walk]
     tenant.fail(kind, path="users$", after=1, times=None, **how)
     result = run("--json")
@@ -475,7 +414,7 @@ def test_missing_permissions(
 ) -> None:
     """The permission to read is missed by the walk, the one to write by a write."""
     tenant.permissions = permissions
-    Work(tenant)
+    OneOfEach(tenant)
     result = run("--json", "--untag")
     line = result.err.splitlines()[0]
     assert "403 Access forbidden" in line
@@ -641,12 +580,6 @@ class Row:
         return [*dict.fromkeys(each.path[-20:] for each in writes)]
 
 
-VERDICTS: dict[str, tuple[dict[str, Any], str, str]] = {
-    # The record's fields, the method of the write, the event.
-    "stamp": ({}, "POST", "stamped"),
-    "deletion": ({"name": OLD}, "DELETE", "deleted"),
-    "untag": ({"name": OLD, **SET_UP}, "POST", "untagged"),
-}
 ONE_PHONE: dict[str, tuple[Kind, str, int]] = {
     # The fault, what the line has to say, how many tries.
     "400": (("status", {"status": 400}), "400 Bad Request", 1),
@@ -677,18 +610,18 @@ NO_PHONE: dict[str, tuple[Kind, str, int]] = {
 
 
 @pytest.mark.parametrize(
-    ("verdict", "on_write", "failing"),
-    [(verdict, True, each) for verdict in VERDICTS for each in ONE_PHONE]
-    + [("deletion", False, each) for each in (*ONE_PHONE, *NO_PHONE)],
+    ("write", "on_write", "failing"),
+    [(write, True, each) for write in WRITES for each in ONE_PHONE]
+    + [(WRITES[1], False, each) for each in (*ONE_PHONE, *NO_PHONE)],
+    ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_one_phone_that_fails_does_not_stop_the_others(
-    tenant: Tenant, run: Run, verdict: str, on_write: bool, failing: str
+    tenant: Tenant, run: Run, write: Write, on_write: bool, failing: str
 ) -> None:
-    fields, write, done = VERDICTS[verdict]
-    row = Row(tenant, **fields)
+    row = Row(tenant, **write.fields)
     before = tenant.phone(row.ids[1])
     (kind, how), needed, tries = {**ONE_PHONE, **NO_PHONE}[failing]
-    fault = row.fail(kind, write if on_write else "GET", **how)
+    fault = row.fail(kind, write.method if on_write else "GET", **how)
     result = run("--json", "--untag", *["--timeout", "0.3"] * (kind == "hang"))
     assert result.status == 1
     assert fault.hits == tries
@@ -696,10 +629,10 @@ def test_one_phone_that_fails_does_not_stop_the_others(
     assert all(each in error for each in (needed, row.ids[1], "user-1"))
     assert result.summary["failed"] == 1
     told = [each for each in result.events[:-1] if each["event"] != "deleting"]
-    assert [each["event"] for each in told] == [done, "failed", done]
+    assert [each["event"] for each in told] == [write.event, "failed", write.event]
     assert [each["phone_id"] for each in told] == row.ids
     assert tenant.phone(row.ids[1]) == before
-    assert_fresh_reads(tenant)
+    assert_no_stale_write(tenant)
 
 
 FATAL: dict[str, dict[str, Any]] = {
@@ -719,7 +652,7 @@ def test_what_ends_the_run_leaves_the_other_phones(
     on_write: bool,
 ) -> None:
     monkeypatch.setattr(duo_phone_cleanup, "PATIENCE", 0)
-    row = Row(tenant, name=OLD)
+    row = Row(tenant, name=STUCK)
     method = "DELETE" if on_write else "GET"
     fault = row.fail("status", method, **FATAL[failing])
     result = run("--json")
@@ -730,7 +663,7 @@ def test_what_ends_the_run_leaves_the_other_phones(
     assert (result.summary["deleted"], result.summary["failed"]) == (1, 1)
     assert row.written == row.ids[: 1 + on_write]
     assert [row.tenant.phone(each) is None for each in row.ids] == [True, False, False]
-    assert_fresh_reads(tenant)
+    assert_no_stale_write(tenant)
 
 
 @pytest.mark.parametrize("kind", ["hang", "reset_before"])
@@ -759,7 +692,7 @@ def test_a_429_that_lasts_is_given_up(
     refused: int,
 ) -> None:
     monkeypatch.setattr(duo_phone_cleanup, "PATIENCE", patience)
-    work = Work(tenant)
+    work = OneOfEach(tenant)
     tenant.limit(0, 60)
     error_line(run(), "429 Too Many Requests", "rate limit")
     assert len(tenant.requests) == refused
@@ -785,8 +718,8 @@ def test_a_429_that_lasts_is_given_up_by_all_threads(
 def test_an_answer_about_another_phone_vouches_for_none(
     tenant: Tenant, run: Run
 ) -> None:
-    ann = tenant.add_phone("ann", name=OLD)
-    bob = tenant.add_phone("bob", name=OLD)
+    ann = tenant.add_phone("ann", name=STUCK)
+    bob = tenant.add_phone("bob", name=STUCK)
     other = {**(tenant.phone(ann) or {}), "users": []}
     tenant.fail("answer", response=other, method="GET", path=bob, times=None)
     assert run().status == 1
@@ -800,7 +733,7 @@ def test_an_answer_about_another_phone_vouches_for_none(
 @pytest.mark.parametrize("entry", [None, 7, "DPX", [], [{}]], ids=repr)
 def test_a_phone_that_is_no_object(tenant: Tenant, run: Run, entry: Any) -> None:
     """It ends the walk, as phones do that are no list, and nothing is written."""
-    phone_id = tenant.add_phone("bob", name=OLD)
+    phone_id = tenant.add_phone("bob", name=STUCK)
     phones = [entry, tenant.phone(phone_id)]
     users = [{"username": "ann", "phones": phones}]
     tenant.fail("answer", path="users$", response=users)
@@ -825,7 +758,7 @@ def test_a_phone_that_is_no_object(tenant: Tenant, run: Run, entry: Any) -> None
 def test_a_phone_without_a_usable_id(
     tenant: Tenant, run: Run, field: dict[str, Any]
 ) -> None:
-    good = tenant.add_phone("ann", name=OLD)
+    good = tenant.add_phone("ann", name=STUCK)
     bad = {"platform": "Generic Smartphone", "number": "+15550100", **field}
     users = [{"username": "ann", "phones": [bad, tenant.phone(good)]}]
     tenant.fail("answer", path="users$", response=users)
@@ -841,9 +774,9 @@ def test_a_phone_without_a_usable_id(
 def test_fields_of_odd_types_do_no_harm(tenant: Tenant, run: Run, odd: Any) -> None:
     """The verdict needs a platform and a name; the rest is only shown."""
     fields = ("number", "model", "type", "extension", "capabilities", "users")
-    phone_id = tenant.add_phone("ann", name=OLD, **dict.fromkeys(fields, odd))
+    phone_id = tenant.add_phone("ann", name=STUCK, **dict.fromkeys(fields, odd))
     strange = [
-        tenant.add_phone("ann", name=OLD, platform=odd),
+        tenant.add_phone("ann", name=STUCK, platform=odd),
         tenant.add_phone("ann", name={"a": odd}),
     ]
     for field in ("username", "user_id", "aliases", "alias1", "email", "groups"):

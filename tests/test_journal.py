@@ -14,11 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import HOUR, MINUTE, NOW, Run, start
 from tests.simulation.tenant import Request, Tenant
-
-STUCK = str(NOW - HOUR)
-"""A tag past its grace period."""
+from tests.support import MINUTE, NOW, STUCK, Run, start, write_methods, writes
 
 
 @pytest.fixture
@@ -36,10 +33,6 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def kinds(path: Path) -> list[str]:
     return [line["event"] for line in lines(path)]
-
-
-def writes(tenant: Tenant) -> list[str]:
-    return [each.method for each in tenant.requests if each.method != "GET"]
 
 
 def add_two(tenant: Tenant, first: str = "stuck") -> None:
@@ -126,7 +119,7 @@ def test_a_dry_run_writes_nothing_to_it(
     assert (result.status, result.err) == (0, "")
     assert ("would_delete" if argv else "delete:") in result.out
     assert (path.read_bytes() if path.exists() else b"") == (before or b"")
-    assert writes(tenant) == []
+    assert write_methods(tenant) == []
     assert run("--dry-run", "--journal", "/dev/full", *argv).status == 0
 
 
@@ -205,7 +198,7 @@ def test_a_disk_that_fills_up_and_is_mended(
     assert " error: --journal (DUO_JOURNAL) cannot be written: " in error
     assert str(path) not in error
     assert " 1 failed; " in summary
-    assert writes(tenant) == []
+    assert write_methods(tenant) == []
     assert len(path.read_bytes()) == 3 + room
     assert run("--journal", str(path)).status == 0
     torn = 1 if room else 0
@@ -213,7 +206,7 @@ def test_a_disk_that_fills_up_and_is_mended(
     assert [json.loads(line)["event"] for line in whole] == [
         *("deleting", "deleted", "stamped", "summary")
     ]
-    assert sorted(writes(tenant)) == ["DELETE", "POST"]
+    assert sorted(write_methods(tenant)) == ["DELETE", "POST"]
 
 
 # A file that cannot be opened, or not be written
@@ -264,7 +257,7 @@ def test_without_a_journal_nothing_more_is_written(
     add_two(tenant, first)
     result = run("--journal", "/dev/full", *argv)
     assert result.status == 1
-    assert writes(tenant) == ["POST"] * (first == "begun")
+    assert write_methods(tenant) == ["POST"] * (first == "begun")
     error, summary = result.err.splitlines()
     assert " error: --journal (DUO_JOURNAL) cannot be written: " in error
     assert "/dev/full" not in error

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 import duo_phone_cleanup
-from tests.conftest import SCRIPT, Run, clean_environment, process
 from tests.simulation.tenant import Tenant
+from tests.support import SCRIPT, Run, clean_environment, process
 
 ROOT = SCRIPT.parent
 USER, PASSWORD = "proxy-user", "p@ss:wörd"

@@ -13,58 +13,38 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dateutil.parser import isoparse
 
-from tests.conftest import HOUR, MINUTE, NOW, Result, Run, process, start
 from tests.simulation.tenant import SKEY, Record, Request, Tenant, cast
-from tests.test_prompts import redirected
+from tests.support import (
+    HOUR,
+    MINUTE,
+    NOW,
+    SET_UP,
+    STUCK,
+    Result,
+    Run,
+    add_outcomes,
+    process,
+    redirected,
+    start,
+    threads_left_behind,
+    wait_for_threads,
+    writes,
+)
 
-STUCK = str(NOW - HOUR)
-"""A tag past its grace period."""
 TAGGED = "2027-01-15T07:00:00Z"
 """The time it says."""
-SET_UP = {"activated": True, "platform": "Apple iOS"}
 LOG = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
 EVENTS = [
     *("stamped", "deleting", "deleted", "untagged", "would_stamp", "would_delete"),
     *("would_untag", "declined", "changed", "gone", "failed", "unknown_user"),
     *("waiting", "named"),
 ]
-
-
-def writes(tenant: Tenant) -> list[Request]:
-    return [request for request in tenant.requests if request.method != "GET"]
-
-
-def add_cast(tenant: Tenant) -> dict[str, str]:
-    """Add a phone for each thing that can become of one in good order; give their ids.
-
-    Two of them change when they are read for the second time.
-    """
-    ids = {
-        "stamped": tenant.add_phone("ann"),
-        "deleted": tenant.add_phone("bob", name=STUCK),
-        "waiting": tenant.add_phone("cleo", name=str(NOW - MINUTE)),
-        "named": tenant.add_phone("dan", name="Dan's spare"),
-        "untagged": tenant.add_phone("eve", name=STUCK, **SET_UP),
-        "changed": tenant.add_phone("fay", name=STUCK),
-        "gone": tenant.add_phone("gus"),
-    }
-
-    def interfere(request: Request) -> None:
-        with tenant.lock:
-            if request.path.endswith(ids["changed"]):
-                tenant.phones[ids["changed"]].update(SET_UP)
-            elif request.path.endswith(ids["gone"]):
-                tenant.phones.pop(ids["gone"], None)
-
-    tenant.on_request(interfere)
-    return ids
 
 
 # The log
@@ -74,7 +54,7 @@ def add_cast(tenant: Tenant) -> dict[str, str]:
 def test_cron_hears_nothing_of_a_run_that_goes_well(
     tenant: Tenant, run: Run, argv: list[str]
 ) -> None:
-    add_cast(tenant)
+    add_outcomes(tenant)
     result = run(*argv)
     assert len(writes(tenant)) >= 2
     assert (result.status, result.out, result.err) == (0, "", "")
@@ -106,7 +86,7 @@ def check_summary(line: str, requests: int) -> None:
 
 
 def test_v_tells_each_action_and_a_summary(tenant: Tenant, run: Run) -> None:
-    ids = add_cast(tenant)
+    ids = add_outcomes(tenant)
     result = run("-v", "--untag")
     assert (result.status, result.out) == (0, "")
     (summary,) = check_actions(result.err, ids)
@@ -127,7 +107,7 @@ def test_a_terminal_is_told_without_v(tenant: Tenant, argv: list[str]) -> None:
 
 
 def test_vv_tells_each_request_too(tenant: Tenant, run: Run) -> None:
-    ids = add_cast(tenant)
+    ids = add_outcomes(tenant)
     tenant.fail("status", method="DELETE")  # it is tried again
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("duo_phone_cleanup.PAUSE", 0)
@@ -421,7 +401,7 @@ def about(event: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_journal_of_a_run(tenant: Tenant, run: Run) -> None:
-    ids = add_cast(tenant)
+    ids = add_outcomes(tenant)
     ids["failed"] = tenant.add_phone("hal", number="")
     tenant.fail("status", status=400, method="POST", path=ids["failed"], message="No")
     users = ("ann", "bob", "cleo", "dan", "eve", "fay", "gus", "hal", "nobody")
@@ -455,7 +435,7 @@ def test_the_journal_of_a_run(tenant: Tenant, run: Run) -> None:
 
 
 def test_the_journal_of_a_dry_run(tenant: Tenant, run: Run) -> None:
-    ids = add_cast(tenant)
+    ids = add_outcomes(tenant)
     result = run("--json", "--untag", "--dry-run")
     assert (result.status, result.err) == (0, "")
     kinds = ["would_stamp", "would_delete", "waiting", "named", "would_untag"]
@@ -486,7 +466,7 @@ def test_the_journal_is_told_of_a_no(tenant: Tenant, run: Run) -> None:
 
 
 def test_what_is_left_alone_is_journaled_with_v_only(tenant: Tenant, run: Run) -> None:
-    add_cast(tenant)
+    add_outcomes(tenant)
     result = run("--json")
     assert result.kinds == ["stamped", "deleting", "deleted", "changed", "gone"]
     assert result.summary["waiting"] == result.summary["named"] == 1
@@ -796,7 +776,7 @@ def test_the_secret_key_is_in_no_output(
     status: int,
 ) -> None:
     monkeypatch.setattr("duo_phone_cleanup.PAUSE", 0)
-    add_cast(tenant)
+    add_outcomes(tenant)
     if fault:
         tenant.fail(fault, times=2)
     result = run("-vvv", *argv, stdin="y\nn\na\n")
@@ -828,13 +808,6 @@ def test_a_signal_while_the_summary_is_told(
     (stamped, summary) = map(json.loads, stdout.getvalue().splitlines())
     assert stamped["event"] == "stamped"
     assert status == summary["exit_status"] == 0
-
-
-def finish(threads: Iterable[threading.Thread]) -> None:
-    """Wait for threads that a run has left behind."""
-    for thread in threads:
-        thread.join(20)
-        assert not thread.is_alive()
 
 
 def test_no_row_of_a_table_is_told_after_the_summary(
@@ -881,15 +854,6 @@ def test_totals_that_cannot_be_written(
     assert summary.endswith("exit status 1")
 
 
-@contextlib.contextmanager
-def threads_left_behind() -> Iterator[set[threading.Thread]]:
-    """Give a set that is filled with the threads that are started meanwhile."""
-    before, late = {*threading.enumerate()}, set[threading.Thread]()
-    yield late
-    late |= {*threading.enumerate()} - before
-    assert late
-
-
 def test_no_request_is_told_of_after_the_summary(
     tenant: Tenant, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -909,7 +873,7 @@ def test_no_request_is_told_of_after_the_summary(
         result = run("-vv", "--json")
     assert (result.status, result.summary["requests"]) == (1, 4)
     let_go.set()
-    finish(late)
+    wait_for_threads(late)
     assert [request.status for request in tenant.requests].count(200) == 3
     assert capsys.readouterr() == ("", "")
 
@@ -932,7 +896,7 @@ def test_no_event_is_told_after_the_summary(
         result = run("-vv", "--json")
     assert (result.status, result.kinds) == (143, ["deleting"])
     tenant.release()
-    finish(late)
+    wait_for_threads(late)
     assert tenant.phone(phone) is None
     assert capsys.readouterr() == ("", "")
 

@@ -14,44 +14,20 @@ from typing import Any
 import pytest
 
 import duo_phone_cleanup
-from tests.conftest import HOUR, NOW, Run, start
 from tests.simulation.tenant import MISSING, Request, Tenant
-
-OLD = str(NOW - HOUR)
-SET_UP = {"platform": "Apple iOS", "activated": True}
-
-VERDICTS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    # The record's fields, what somebody makes of them meanwhile, the event.
-    "stamp": ({}, SET_UP, "stamped"),
-    "deletion": ({"name": OLD}, SET_UP, "deleted"),
-    "untag": ({"name": OLD, **SET_UP}, {"name": "Ann's phone"}, "untagged"),
-}
-
-
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duo_phone_cleanup, "PAUSE", 0.005)
-
-
-def phone_id(request: Request) -> str:
-    """The phone that a request is about, "" if it is about none."""
-    return request.path.partition("/phones/")[2]
-
-
-def written(tenant: Tenant) -> list[str]:
-    """The phones that writes were sent for."""
-    return [phone_id(each) for each in tenant.requests if each.method != "GET"]
-
-
-def assert_no_stale_write(tenant: Tenant, fresh: float = 2.0) -> None:
-    """Each write used up a read of the same phone that was so fresh."""
-    reads: dict[str, float] = {}
-    for request in tenant.requests:
-        if request.method == "GET":
-            reads[request.path] = request.time
-        else:
-            assert request.time - reads.pop(request.path) <= fresh
-
+from tests.support import (
+    HOUR,
+    SET_UP,
+    STUCK,
+    WRITES,
+    Run,
+    Write,
+    assert_no_stale_write,
+    each_write,
+    phone_of,
+    start,
+    written_phones,
+)
 
 # Two seconds
 
@@ -82,7 +58,7 @@ class Stalled:
 
     def set_up(self) -> set[str]:
         """Let the users set up every phone that was read and is still there."""
-        read = {phone_id(request) for request in self.tenant.requests}
+        read = {phone_of(request) for request in self.tenant.requests}
         with self.tenant.lock:
             chosen = read & {*self.tenant.phones}
             for each in chosen:
@@ -110,7 +86,7 @@ def test_a_stream_that_nobody_reads() -> None:
         for row, phones in zip(rows, chosen):
             row.finish()
             assert set(row.tenant.phones) == phones
-            assert sorted(written(row.tenant)) == sorted({*row.ids} - phones)
+            assert sorted(written_phones(row.tenant)) == sorted({*row.ids} - phones)
             assert_no_stale_write(row.tenant)
             assert 0 < len(phones) < 10
 
@@ -124,7 +100,7 @@ def test_a_process_that_is_stopped(tenant: Tenant, count: int) -> None:
     started, stopped = threading.Event(), threading.Event()
 
     def stop(request: Request) -> None:
-        if phone_id(request) == changed and not stopped.is_set():
+        if phone_of(request) == changed and not stopped.is_set():
             assert started.wait(20)
             child.send_signal(signal.SIGSTOP)
             with tenant.lock:
@@ -140,36 +116,34 @@ def test_a_process_that_is_stopped(tenant: Tenant, count: int) -> None:
         _, err = child.communicate(timeout=20)
     assert (child.returncode, err) == (0, "")
     assert set(tenant.phones) == {changed}
-    assert changed not in written(tenant)
+    assert changed not in written_phones(tenant)
     assert_no_stale_write(tenant)
 
 
 @pytest.mark.parametrize("changes", [False, True])
-@pytest.mark.parametrize("verdict", VERDICTS)
+@each_write
 def test_a_handshake_that_is_slower_than_a_read_is_fresh(
     tenant: Tenant,
     run: Run,
     monkeypatch: pytest.MonkeyPatch,
-    verdict: str,
+    write: Write,
     changes: bool,
 ) -> None:
     """After each read, the server closes. The write gets through in the end."""
     monkeypatch.setattr(duo_phone_cleanup, "FRESH", 0.3)
-    fields, change, done = VERDICTS[verdict]
-    phone = tenant.add_phone("ann", **fields)
+    phone = tenant.add_phone("ann", **write.fields)
     tenant.slow(connection=0.4)
     tenant.fail("connection_close", method="GET", path="phones/", times=None)
 
     def happen(request: Request) -> None:
-        if request.method == "GET" and phone_id(request) and changes:
-            tenant.phones[phone].update(change)
+        if request.method == "GET" and phone_of(request) and changes:
+            tenant.phones[phone].update(write.change)
 
     tenant.after_request(happen)
     result = run("--json", "--untag")
     assert (result.status, result.err) == (0, "")
-    told = [kind for kind in result.kinds if kind != "deleting"]
-    assert told == ["changed" if changes else done]
-    assert written(tenant) == [phone] * (not changes)
+    assert result.outcomes == ["changed" if changes else write.event]
+    assert written_phones(tenant) == [phone] * (not changes)
     assert_no_stale_write(tenant, 0.3)
 
 
@@ -178,20 +152,20 @@ def test_a_write_that_outlasts_the_read_ahead(
 ) -> None:
     """The next phone was read while this one was deleted: too long ago by then."""
     monkeypatch.setattr(duo_phone_cleanup, "FRESH", 0.3)
-    ann, bob = (tenant.add_phone(user, name=OLD) for user in ("ann", "bob"))
+    ann, bob = (tenant.add_phone(user, name=STUCK) for user in ("ann", "bob"))
     read = threading.Event()
 
     def happen(request: Request) -> None:
-        if (request.method, phone_id(request)) == ("GET", bob):
+        if (request.method, phone_of(request)) == ("GET", bob):
             tenant.phones[bob].update(SET_UP)
             read.set()
-        if (request.method, phone_id(request)) == ("DELETE", ann):
+        if (request.method, phone_of(request)) == ("DELETE", ann):
             assert read.wait(20)
             time.sleep(0.4)
 
     tenant.after_request(happen)
     assert run("--json").kinds == ["deleting", "deleted", "changed"]
-    assert written(tenant) == [ann]
+    assert written_phones(tenant) == [ann]
 
 
 # Named users
@@ -200,32 +174,30 @@ def test_a_write_that_outlasts_the_read_ahead(
 BROKEN_READS: dict[str, tuple[str, dict[str, Any]]] = {
     "503": ("status", {"status": 503}),
     "no JSON": ("junk", {}),
-    "another phone": ("answer", {"response": {"phone_id": "DPX", "name": OLD}}),
+    "another phone": ("answer", {"response": {"phone_id": "DPX", "name": STUCK}}),
 }
 
 
 @pytest.mark.parametrize("broken", BROKEN_READS)
-@pytest.mark.parametrize("verdict", VERDICTS)
+@each_write
 def test_a_read_that_tells_nothing_vouches_for_nothing(
-    tenant: Tenant, run: Run, verdict: str, broken: str
+    tenant: Tenant, run: Run, write: Write, broken: str
 ) -> None:
     """A write fails, the phone is set up, and the next read of it fails, too."""
-    fields, change, _ = VERDICTS[verdict]
-    ann = tenant.add_phone("ann", **fields)
-    method = "DELETE" if verdict == "deletion" else "POST"
-    tenant.fail("status", method=method)
+    ann = tenant.add_phone("ann", **write.fields)
+    tenant.fail("status", method=write.method)
     kind, how = BROKEN_READS[broken]
     tenant.fail(kind, method="GET", path="phones/", after=1, **how)
 
     def meanwhile(request: Request) -> None:
-        if request.method == method:
-            tenant.phones[ann].update(change)
+        if request.method == write.method:
+            tenant.phones[ann].update(write.change)
 
     tenant.on_request(meanwhile)
     result = run("--json", "--untag")
     assert (result.status, result.kinds[-1]) == (0, "changed")
-    assert written(tenant) == [ann]
-    assert tenant.phones[ann].items() >= change.items()
+    assert written_phones(tenant) == [ann]
+    assert tenant.phones[ann].items() >= write.change.items()
 
 
 @pytest.mark.parametrize("name", ["ann", "ANN", "a.miller"])
@@ -234,35 +206,35 @@ def test_a_server_that_ignores_the_question(
 ) -> None:
     """It answers with everybody, a page of them: only those asked for are looked at."""
     tenant.add_user("ann", aliases=["A.Miller"])
-    ids = [tenant.add_phone(user, name=OLD) for user in ("bob", "ann", "cleo")]
+    ids = [tenant.add_phone(user, name=STUCK) for user in ("bob", "ann", "cleo")]
     tenant.populate(400)
     fault = tenant.fail("ignore_names", path="users$", times=None)
     result = run("--json", name)
     assert (result.status, result.err) == (0, "")
-    assert written(tenant) == [ids[1]]
+    assert written_phones(tenant) == [ids[1]]
     assert (result.summary["users_seen"], result.summary["limbo"]) == (1, 1)
     assert fault.hits == 1
 
 
 def test_a_name_that_nobody_bears_widens_nothing(tenant: Tenant, run: Run) -> None:
-    tenant.add_phone("bob", name=OLD)
+    tenant.add_phone("bob", name=STUCK)
     tenant.fail("ignore_names", path="users$", times=None)
     result = run("--json", "bo")
     assert (result.status, result.kinds) == (1, ["unknown_user"])
     assert result.summary["users_seen"] == 0
-    assert written(tenant) == []
+    assert written_phones(tenant) == []
 
 
 def test_each_spelling_of_a_name_is_answered_for(tenant: Tenant, run: Run) -> None:
     """Duo takes names that differ in case for one; a person may not."""
-    phone = tenant.add_phone("straße", name=OLD)
+    phone = tenant.add_phone("straße", name=STUCK)
     names = ["nobody", "STRASSE", "Nobody", "straße", "NOBODY", "Nobody"]
     result = run("--json", *names)
     unknown = [each["user"] for each in result.events if "user" in each]
     assert unknown == ["nobody", "Nobody", "NOBODY"]
     assert result.err.count("error: ") == 3
     assert (result.status, result.summary["users_seen"]) == (1, 1)
-    assert written(tenant) == [phone]
+    assert written_phones(tenant) == [phone]
 
 
 # Listings
@@ -273,7 +245,7 @@ def test_a_listing_that_ends_too_early(
     tenant: Tenant, run: Run, times: int | None
 ) -> None:
     """A phone that was not seen may be the one too many: nothing is written."""
-    tenant.add_phone("ann", name=OLD)
+    tenant.add_phone("ann", name=STUCK)
     tenant.add_phone("ann", "bob")
     tenant.populate(898)
     tenant.fail("end_early", path="users$", times=times)
@@ -285,7 +257,7 @@ def test_a_listing_that_ends_too_early(
     assert (result.status, result.kinds) == (1, ["failed"])
     seen = [result.summary[each] for each in ("users_seen", "limbo", "requests")]
     assert seen == [300, 2, 1]
-    assert written(tenant) == []
+    assert written_phones(tenant) == []
 
 
 LENGTHS: dict[str, Callable[[int], int]] = {
@@ -318,7 +290,7 @@ def test_pages_of_other_lengths_than_asked(
     result = run("--json")
     assert (result.status, result.err) == (0, "")
     assert result.kinds == ["stamped", "stamped"]
-    assert written(tenant) == [first, last]
+    assert written_phones(tenant) == [first, last]
     assert result.summary["users_seen"] == 702
     assert result.summary["phones_seen"] == len(tenant.phones)
 
@@ -332,12 +304,12 @@ def test_pages_of_other_lengths_than_asked(
 def test_a_single_page_that_says_little_about_itself(
     tenant: Tenant, run: Run, metadata: Any, users: tuple[str, ...]
 ) -> None:
-    phone = tenant.add_phone("ann", name=OLD)
+    phone = tenant.add_phone("ann", name=STUCK)
     page = [{"username": "ann", "phones": [tenant.phone(phone)]}]
     tenant.fail("answer", path="users$", response=page, metadata=metadata)
     result = run("--json", *users)
     assert (result.status, result.err) == (0, "")
-    assert written(tenant) == [phone]
+    assert written_phones(tenant) == [phone]
 
 
 @pytest.mark.parametrize("silent", [False, True])
@@ -348,7 +320,7 @@ def test_a_page_that_turns_out_not_to_be_needed(
 
     The pages asked for on that account fail, while there is still work to do.
     """
-    ids = [tenant.add_phone(f"u{number}", name=OLD) for number in range(16)]
+    ids = [tenant.add_phone(f"u{number}", name=STUCK) for number in range(16)]
     tenant.populate(1484)
     tenant.slow(request=0.1 if silent else 0)
     asked, over = threading.Event(), threading.Event()
@@ -376,7 +348,7 @@ def test_a_page_that_turns_out_not_to_be_needed(
     finally:
         over.set()
     assert (result.status, result.err) == (0, "")
-    assert written(tenant) == ids
+    assert written_phones(tenant) == ids
     assert result.summary["users_seen"] == 600
     tries = Counter(each.params.get("offset") for each in tenant.requests)
     assert tries["600"] == (3 if silent else 1)
@@ -416,19 +388,19 @@ def test_a_deletion_whose_answer_drips_in(
 ) -> None:
     """It is then found done. (Its answer is too short to drip for long.)"""
     monkeypatch.setattr(duo_phone_cleanup, "EXCHANGE", 2)
-    phone = tenant.add_phone("ann", name=OLD)
+    phone = tenant.add_phone("ann", name=STUCK)
     tenant.fail("drip", method="DELETE", pause=0.1)
     result = run("--json", "--timeout", "0.5")
     assert (result.status, result.err) == (0, "")
     assert result.kinds == ["deleting", "deleted"]
-    assert written(tenant) == [phone]
+    assert written_phones(tenant) == [phone]
     assert len(tenant.requests) == 4  # the last one: another read
 
 
 # Nobody starves
 
 
-@pytest.mark.parametrize("verdict", VERDICTS)
+@each_write
 @pytest.mark.parametrize(
     ("row", "done", "failed"),
     [
@@ -439,24 +411,22 @@ def test_a_deletion_whose_answer_drips_in(
     ],
 )
 def test_phones_without_an_answer(
-    tenant: Tenant, run: Run, verdict: str, row: str, done: str, failed: int
+    tenant: Tenant, run: Run, write: Write, row: str, done: str, failed: int
 ) -> None:
     """A phone without one fails alone; four in a row end the run."""
-    fields, _, event = VERDICTS[verdict]
     for number, each in enumerate(row):
-        tenant.add_phone(f"user-{number}", phone_id=f"DP{each}{number}", **fields)
-    write = "DELETE" if verdict == "deletion" else "POST"
-    fault = tenant.fail("reset_before", method=write, path="DP-", times=None)
-    tenant.fail("status", status=400, method=write, path="DPx", times=None)
+        tenant.add_phone(f"user-{number}", phone_id=f"DP{each}{number}", **write.fields)
+    fault = tenant.fail("reset_before", method=write.method, path="DP-", times=None)
+    tenant.fail("status", status=400, method=write.method, path="DPx", times=None)
     result = run("--json", "--untag")
     ends = "----" in row
     assert result.status == 1
-    assert result.kinds.count(event) == len(done)
+    assert result.kinds.count(write.event) == len(done)
     assert result.summary["failed"] == failed + ends
     assert ("4 phones in a row without an answer" in result.err) == ends
     assert fault.hits == 3 * row.count("-")
     reached = row.index("----") + 4 if ends else len(row)
-    assert {int(each[3:]) for each in written(tenant)} == {*range(reached)}
+    assert {int(each[3:]) for each in written_phones(tenant)} == {*range(reached)}
 
 
 def test_phones_without_an_answer_between_phones_that_are_kept(
@@ -464,7 +434,7 @@ def test_phones_without_an_answer_between_phones_that_are_kept(
 ) -> None:
     """Nothing is asked about those that are kept: they are no answer."""
     for number in range(8):
-        tenant.add_phone(f"user-{number}", name=OLD)
+        tenant.add_phone(f"user-{number}", name=STUCK)
         tenant.add_phone(f"user-{number}", name="kept")
     tenant.fail("reset_before", path="phones/", times=None)
     result = run("--json")
@@ -474,7 +444,7 @@ def test_phones_without_an_answer_between_phones_that_are_kept(
 
 def test_a_deletion_that_was_refused_is_not_ours(tenant: Tenant, run: Run) -> None:
     """While a 429 is waited out, somebody else deletes the phone."""
-    ann = tenant.add_phone("ann", name=OLD)
+    ann = tenant.add_phone("ann", name=STUCK)
     tenant.fail("status", status=429, method="DELETE")
 
     def delete(request: Request) -> None:
@@ -487,10 +457,10 @@ def test_a_deletion_that_was_refused_is_not_ours(tenant: Tenant, run: Run) -> No
 
 def test_the_same_phone_never_answers(tenant: Tenant, run: Run) -> None:
     """Run after run, the ones behind it are done."""
-    tenant.add_phone("ann", phone_id="DP-silent", name=OLD)
+    tenant.add_phone("ann", phone_id="DP-silent", name=STUCK)
     fault = tenant.fail("hang", method="DELETE", path="DP-silent", times=None)
     for user in ("bob", "cleo"):
-        phone = tenant.add_phone(user, name=OLD)
+        phone = tenant.add_phone(user, name=STUCK)
         result = run("--json", "--timeout", "0.2")
         assert tenant.phone(phone) is None
         assert result.status == 1
@@ -507,14 +477,13 @@ def test_a_server_that_closes_after_every_answer(
 ) -> None:
     """Whether it says so or not, all the work gets done."""
     tenant.populate(1000)
-    fields = [fields for fields, _, _ in VERDICTS.values()] * 4
+    fields = [write.fields for write in WRITES] * 4
     ids = [tenant.add_phone(f"u{n}", **each) for n, each in enumerate(fields)]
     tenant.fail(kind, times=None)
     result = run("--json", "--untag")
     assert (result.status, result.err) == (0, "")
-    assert written(tenant) == ids
-    told = [kind for kind in result.kinds if kind != "deleting"]
-    assert told == ["stamped", "deleted", "untagged"] * 4
+    assert written_phones(tenant) == ids
+    assert result.outcomes == ["stamped", "deleted", "untagged"] * 4
     assert_no_stale_write(tenant)
 
 
@@ -522,7 +491,7 @@ def test_no_connection_is_used_twice_after_a_failure(tenant: Tenant, run: Run) -
     """The server may have closed the others as well, without a word."""
     tenant.populate(1000)
     for number in range(5):
-        tenant.add_phone(f"u{number}", name=OLD)
+        tenant.add_phone(f"u{number}", name=STUCK)
     tenant.fail("status", path="users$")
     assert run().status == 0
     used = [request.connection for request in tenant.requests]
@@ -535,7 +504,7 @@ def test_connections_are_kept_as_long_as_all_goes_well(
 ) -> None:
     tenant.populate(1000)
     for number in range(5):
-        tenant.add_phone(f"u{number}", name=OLD)
+        tenant.add_phone(f"u{number}", name=STUCK)
     assert run().status == 0
     assert tenant.connections <= 4
     assert len(tenant.requests) == 4 + 5 * 2
@@ -555,7 +524,7 @@ def test_an_idle_connection_is_not_used_again(tenant: Tenant, run: Run) -> None:
     """One page takes long: what brought the others has been closed by then."""
     tenant.populate(1100)
     for user in ("ann", "bob", "cleo"):
-        tenant.add_phone(user, name=OLD)
+        tenant.add_phone(user, name=STUCK)
 
     def linger(request: Request) -> None:
         if request.params.get("offset") == "300":
@@ -579,16 +548,19 @@ def test_however_a_deletion_is_answered(
 ) -> None:
     """Of a phone that is there, and of one that somebody else has just deleted."""
     tenant.delete_status, tenant.gone_status = deleted, gone
-    ids = [tenant.add_phone(user, name=OLD) for user in ("ann", "bob", "cleo")]
+    ids = [tenant.add_phone(user, name=STUCK) for user in ("ann", "bob", "cleo")]
 
     def meanwhile(request: Request) -> None:
-        if (request.method, phone_id(request)) == ("DELETE", ids[1]):
+        if (request.method, phone_of(request)) == ("DELETE", ids[1]):
             del tenant.phones[ids[1]]
 
     tenant.on_request(meanwhile)
     result = run("--json")
     assert (result.status, result.err) == (0, "")
-    told = [kind for kind in result.kinds if kind != "deleting"]
-    assert told == ["deleted", "gone" if gone == 404 else "deleted", "deleted"]
-    assert written(tenant) == ids
+    assert result.outcomes == [
+        "deleted",
+        "gone" if gone == 404 else "deleted",
+        "deleted",
+    ]
+    assert written_phones(tenant) == ids
     assert tenant.phones == {}

@@ -17,31 +17,28 @@ import pytest
 from pexpect.fdpexpect import fdspawn
 
 import duo_phone_cleanup
-from tests.conftest import (
+from tests.simulation.tenant import Record, Tenant
+from tests.support import (
+    GONE,
     HOUR,
     MINUTE,
     NOW,
     SCRIPT,
+    SET_UP,
+    STUCK,
     Result,
     Run,
     clean_environment,
+    name_of,
+    redirected,
     start,
+    writes,
 )
-from tests.simulation.tenant import Record, Request, Tenant
-
-GONE = "(deleted)"
-STUCK = str(NOW - HOUR)
-"""A tag past its grace period."""
-SET_UP = {"activated": True, "platform": "Apple iOS"}
 
 
 def names(tenant: Tenant, *phone_ids: str) -> list[Any]:
     """What the phones are called now."""
-    return [(tenant.phone(each) or {"name": GONE})["name"] for each in phone_ids]
-
-
-def writes(tenant: Tenant) -> list[Request]:
-    return [request for request in tenant.requests if request.method != "GET"]
+    return [name_of(tenant, each) for each in phone_ids]
 
 
 def asked(err: str) -> list[str]:
@@ -231,20 +228,6 @@ def test_the_end_of_the_input_is_no_matter_when_nothing_is_asked(
     tenant.add_phone("ann", name="Ann's")
     result = run("--no-force")
     assert (result.status, result.err) == (0, "")
-
-
-def redirected(
-    tenant: Tenant, redirections: str, *argv: str, **options: Any
-) -> subprocess.Popen[str]:
-    """Start the program by a shell, which redirects its streams; the rest are pipes."""
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    program = [sys.executable, str(SCRIPT), *argv]
-    return subprocess.Popen(
-        ["/bin/sh", "-c", f'exec "$@" {redirections}', "sh", *program],
-        env=clean_environment(**tenant.environment()),
-        text=True,
-        **{**pipes, **options},
-    )
 
 
 @pytest.mark.parametrize("streams", ["<&-", "2>&-", "<&- 2>&-", "2>/dev/full"])

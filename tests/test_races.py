@@ -9,30 +9,36 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
 import duo_phone_cleanup
-from tests.conftest import HOUR, MINUTE, NOW, Result, Run, clean_environment, start
 from tests.simulation.tenant import Request, Tenant
+from tests.support import (
+    HOUR,
+    MINUTE,
+    NOW,
+    SET_UP,
+    WRITES,
+    Result,
+    Run,
+    Write,
+    clean_environment,
+    each_write,
+    start,
+    when,
+    write_methods,
+)
 
-OLD, OLDER = str(NOW - HOUR), str(NOW - 2 * HOUR)
-SET_UP = {"platform": "Apple iOS", "activated": True}
 LIMBO = {"platform": "Generic Smartphone", "activated": False}
 
-VERDICTS: dict[str, tuple[dict[str, Any], str, str]] = {
-    # The record's fields, the method of the write, the event that tells of it.
-    "stamp": ({}, "POST", "stamped"),
-    "deletion": ({"name": OLD}, "DELETE", "deleted"),
-    "untag": ({"name": OLD, **SET_UP}, "POST", "untagged"),
-}
 CHANGES: dict[str, dict[str, Any]] = {
     "activated": SET_UP,
     "named by a person": {"name": "Ann's spare"},
     "tagged afresh": {"name": str(NOW - MINUTE)},
-    "tagged earlier": {"name": OLDER},
+    "tagged earlier": {"name": str(NOW - 2 * HOUR)},
     "tag removed": {"name": ""},
     "tag removed, null": {"name": None},
     "in use since": {"last_seen": NOW - MINUTE},
@@ -45,75 +51,48 @@ MEANWHILE = {
 }
 
 
-def when(
-    tenant: Tenant,
-    method: str,
-    path: str,
-    happen: Callable[[], object],
-    *,
-    count: int = 1,
-    answered: bool = False,
-) -> None:
-    """Let this happen as the count-th such request arrives, or is being answered."""
-    seen = []
-
-    def hook(request: Request) -> None:
-        if request.method == method and request.path.endswith(path):
-            seen.append(request)
-            if len(seen) == count:
-                happen()
-
-    (tenant.after_request if answered else tenant.on_request)(hook)
-
-
-def written(tenant: Tenant) -> list[str]:
-    """The methods of the requests that write."""
-    return [each.method for each in tenant.requests if each.method != "GET"]
-
-
 # People
 
 
 @pytest.mark.parametrize(
-    ("verdict", "change"),
-    [(verdict, change) for verdict in MEANWHILE for change in MEANWHILE[verdict]],
+    ("write", "change"),
+    [(write, change) for write in WRITES for change in MEANWHILE[write.name]],
+    ids=lambda value: getattr(value, "name", value),
 )
 @pytest.mark.parametrize("asked", [False, True])
 def test_a_phone_that_has_changed_is_left_alone(
-    tenant: Tenant, run: Run, verdict: str, change: str, asked: bool
+    tenant: Tenant, run: Run, write: Write, change: str, asked: bool
 ) -> None:
     """It changed after the walk, or while the question about it was open."""
-    phone_id = tenant.add_phone("ann", **VERDICTS[verdict][0])
+    phone_id = tenant.add_phone("ann", **write.fields)
     phone = tenant.phones[phone_id]
     expected = {**phone, **CHANGES[change]}
     happen = functools.partial(phone.update, CHANGES[change])
     when(tenant, "GET", phone_id, happen, count=1 + asked)
     result = run("--json", "--untag", *["--no-force"] * asked, stdin="y\n" * asked)
     assert (result.status, result.kinds) == (0, ["changed"])
-    assert written(tenant) == []
+    assert write_methods(tenant) == []
     assert tenant.phone(phone_id) == expected
     assert asked or result.err == ""
 
 
 @pytest.mark.parametrize("answer", [404, 200, 204])
 @pytest.mark.parametrize("moment", ["read", "read after the answer", "write"])
-@pytest.mark.parametrize("verdict", VERDICTS)
+@each_write
 def test_a_phone_that_has_gone_is_a_success(
-    tenant: Tenant, run: Run, verdict: str, moment: str, answer: int
+    tenant: Tenant, run: Run, write: Write, moment: str, answer: int
 ) -> None:
     """However Duo then answers a DELETE: if with a success, it counts as ours."""
     tenant.gone_status = answer
-    fields, write, _ = VERDICTS[verdict]
-    phone_id = tenant.add_phone("ann", **fields)
+    phone_id = tenant.add_phone("ann", **write.fields)
     asked = moment == "read after the answer"
-    method = write if moment == "write" else "GET"
+    method = write.method if moment == "write" else "GET"
     when(tenant, method, phone_id, tenant.phones.clear, count=1 + asked)
     result = run("--json", "--untag", *["--no-force"] * asked, stdin="y\n" * asked)
     assert result.status == 0
-    ours = write == method == "DELETE" and answer != 404
-    told = [kind for kind in result.kinds if kind != "deleting"]
-    assert told == ["deleted" if ours else "gone"]
-    assert written(tenant) == [write] * (moment == "write")
+    ours = write.method == method == "DELETE" and answer != 404
+    assert result.outcomes == ["deleted" if ours else "gone"]
+    assert write_methods(tenant) == [write.method] * (moment == "write")
     assert asked or result.err == ""
 
 
@@ -141,23 +120,22 @@ def test_questions_left_open_for_twenty_minutes(
 
 
 @pytest.mark.parametrize("users", [(), ("ann", "user000002", "BOB")])
-@pytest.mark.parametrize("verdict", VERDICTS)
+@each_write
 def test_a_shared_phone_once(
-    tenant: Tenant, run: Run, verdict: str, users: tuple[str, ...]
+    tenant: Tenant, run: Run, write: Write, users: tuple[str, ...]
 ) -> None:
     """However many users share it, on whatever pages they are."""
-    fields, method, event = VERDICTS[verdict]
     tenant.add_user("ann")
     tenant.populate(300)
-    phone_id = tenant.add_phone("ann", "user000002", "bob", **fields)
+    phone_id = tenant.add_phone("ann", "user000002", "bob", **write.fields)
     result = run("--json", "--untag", *users)
     assert result.status == 0
-    assert written(tenant) == [method]
+    assert write_methods(tenant) == [write.method]
     told = result.events[-2]
-    assert (told["event"], told["phone_id"]) == (event, phone_id)
+    assert (told["event"], told["phone_id"]) == (write.event, phone_id)
     assert told["users"] == ["ann", "user000002", "bob"]
-    assert result.summary[event] == 1
-    assert result.summary["limbo"] == (verdict != "untag")
+    assert result.summary[write.event] == 1
+    assert result.summary["limbo"] == (write.name != "untag")
 
 
 def test_all_who_share_a_phone_are_told_of(tenant: Tenant, run: Run) -> None:
@@ -285,7 +263,7 @@ def test_the_run_after_one_that_was_killed(
     assert killed.status == -signal.SIGKILL
     assert len(tenant.requests) in (count, count + 1)  # with the next phone's read
     work.assert_nothing_wrong()
-    if written(tenant)[-1:] == ["DELETE"]:  # what was deleted is on record
+    if write_methods(tenant)[-1:] == ["DELETE"]:  # what was deleted is on record
         record = killed.events[-1]["record"]
         assert record["phone_id"] == work.delete[0]
         assert record["name"] == str(work.now - HOUR)

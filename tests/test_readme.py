@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from duo_phone_cleanup import EVENTS
-from tests.conftest import HOUR, NOW, SCRIPT, Run
 from tests.simulation.tenant import Tenant, cast
-from tests.test_settings import usual
+from tests.support import NOW, SCRIPT, SET_UP, STUCK, Run, usual, writes
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 SOURCE = SCRIPT.read_text(encoding="utf-8")
@@ -43,14 +42,14 @@ def test_nothing_is_changed_but_a_phones_name_and_nothing_deleted_but_a_phone(
     tenant: Tenant, run: Run
 ) -> None:
     cast(tenant, NOW)
-    tenant.add_phone("hal", name=str(NOW - HOUR), activated=True, platform="Apple iOS")
+    tenant.add_phone("hal", name=STUCK, **SET_UP)
     assert run("--untag").status == 0
-    writes = [each for each in tenant.requests if each.method != "GET"]
-    assert {(each.method, *each.params) for each in writes} == {
+    assert {(each.method, *each.params) for each in writes(tenant)} == {
         ("POST", "name"),
         ("DELETE",),
     }
-    assert all(re.fullmatch("/admin/v1/phones/DP[A-Z0-9]+", w.path) for w in writes)
+    for request in writes(tenant):
+        assert re.fullmatch("/admin/v1/phones/DP[A-Z0-9]+", request.path)
 
 
 # What the script says of itself

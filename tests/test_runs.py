@@ -9,40 +9,23 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import HOUR, MINUTE, NOW, Run
 from tests.simulation.tenant import MISSING, Record, Request, Tenant
+from tests.support import (
+    GONE,
+    HOUR,
+    MINUTE,
+    NOW,
+    SET_UP,
+    STAMPED,
+    STUCK,
+    Run,
+    add_situations,
+    names,
+    writes,
+)
 
-GONE = "(deleted)"
-STAMPED = str(NOW)
-STUCK = str(NOW - HOUR)
-"""A tag past its grace period."""
-SET_UP = {"activated": True, "platform": "Apple iOS"}
 SCOPE = "localhost: grace period 10 minutes, deletion limit 100"
 """What a dry run and the prompts begin with."""
-CAST: dict[str, Record] = {
-    "begun": {},
-    "stuck": {"name": STUCK},
-    "young": {"name": str(NOW - 9 * MINUTE)},
-    "named": {"name": "Dan's spare"},
-    "done": {"name": "iPhone", **SET_UP},
-}
-"""A user in each of the situations that the program is about."""
-
-
-def add_cast(tenant: Tenant) -> dict[str, str]:
-    """Add the cast, one phone each; give the phones' ids."""
-    return {user: tenant.add_phone(user, **fields) for user, fields in CAST.items()}
-
-
-def names(tenant: Tenant, ids: dict[str, str]) -> dict[str, Any]:
-    """What the phones are called now."""
-    return {
-        who: (tenant.phone(key) or {"name": GONE})["name"] for who, key in ids.items()
-    }
-
-
-def writes(tenant: Tenant) -> list[Request]:
-    return [request for request in tenant.requests if request.method != "GET"]
 
 
 def offsets(tenant: Tenant) -> list[int]:
@@ -80,7 +63,7 @@ def offsets(tenant: Tenant) -> list[int]:
 def test_scenarios(
     tenant: Tenant, run: Run, argv: str, stdin: str, changed: dict[str, str]
 ) -> None:
-    ids = add_cast(tenant)
+    ids = add_situations(tenant)
     before = names(tenant, ids)
     result = run(*argv.split(), stdin=stdin)
     assert result.status == 0
@@ -357,7 +340,7 @@ def test_a_limit_of_zero_only_tags(
 ) -> None:
     """It is what was asked for: no failure, and no advice."""
     variables: dict[str, Any] = {} if argv else {"DUO_MAX_DELETIONS": "0"}
-    ids = add_cast(tenant)
+    ids = add_situations(tenant)
     before = names(tenant, ids)
     result = run(mode, *argv, **variables)
     assert (result.status, result.err) == (0, "")
@@ -388,7 +371,7 @@ def test_the_limit_is_no_matter_when_there_is_nothing_to_delete(
 
 
 def test_the_table_of_a_dry_run(tenant: Tenant, run: Run) -> None:
-    ids = add_cast(tenant)
+    ids = add_situations(tenant)
     ids["tablet"] = tenant.add_phone("gus", "fay", name=STUCK, number="")
     ids["future"] = tenant.add_phone("hal", name=str(NOW + HOUR))
     ids["again"] = tenant.add_phone("ida", name=STUCK, last_seen="2027-01-15T07:30:00")
@@ -489,7 +472,7 @@ def test_an_empty_dry_run_has_no_table(
 
 
 def test_a_dry_run_says_what_the_run_then_does(tenant: Tenant, run: Run) -> None:
-    add_cast(tenant)
+    add_situations(tenant)
     tenant.add_phone("jo", name=STUCK, **SET_UP)
     foretold = run("--dry-run", "--untag", "--json", "-v").events[:-1]
     assert writes(tenant) == []

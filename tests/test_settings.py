@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import duo_phone_cleanup
-from tests.conftest import HOUR, MINUTE, NOW, Result
 from tests.simulation.tenant import SKEY, Tenant
+from tests.support import MINUTE, NOW, STUCK, Result, usual
 
 Runs = Callable[..., Result]
 """The fixture `run`, with variables from a dictionary, too."""
@@ -40,24 +40,9 @@ def variable(name: str) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duo_phone_cleanup, "PAUSE", 0.0)
-
-
-@pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some command lines are made up: they may name a journal."""
     monkeypatch.chdir(tmp_path)
-
-
-def usual(text: str) -> str:
-    """A help in one line, and as Python 3.13 words it.
-
-    Before, argparse repeats a metavar: "-s SKEY, --skey SKEY".
-    """
-    return re.sub(
-        r"(-\w) ([A-Z]+), (--[\w-]+) \2", r"\1, \3 \2", " ".join(text.split())
-    )
 
 
 @pytest.fixture
@@ -165,10 +150,10 @@ def see(tenant: Tenant, run: Runs, files: dict[str, str]) -> Callable[..., Any]:
         tenant.phones.clear()
         tenant.slow(row=0.05 if setting.name == "timeout" else 0)
         tenant.add_phone("ann")
-        tenant.add_phone("bob", name=str(NOW - HOUR))
+        tenant.add_phone("bob", name=STUCK)
         tenant.add_phone("cleo", name=str(NOW - 10 * MINUTE))
         tenant.add_phone("dan", name=str(NOW - 10 * MINUTE + 1))
-        tenant.add_phone("eve", name=str(NOW - HOUR), activated=True)
+        tenant.add_phone("eve", name=STUCK, activated=True)
         given = {k: v.format_map(files) for k, v in variables.items()}
         unset = {variable(setting.name): "", **dict.fromkeys(setting.others, "")}
         result = run(*[a.format_map(files) for a in argv], **{**unset, **given})

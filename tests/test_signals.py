@@ -22,11 +22,12 @@ from typing import IO, Any
 
 import pytest
 
-from tests.conftest import (
+from tests.simulation.tenant import Request, Tenant
+from tests.support import (
     HOUR,
-    NOW,
     SCRIPT,
     SIGNALS,
+    STUCK,
     Number,
     Result,
     Run,
@@ -34,7 +35,6 @@ from tests.conftest import (
     handlers,
     start,
 )
-from tests.simulation.tenant import Request, Tenant
 
 HUP, INT, TERM = SIGNALS
 
@@ -321,7 +321,7 @@ def test_a_signal_just_before_a_wait(
         if request.method == method and re.search(path, request.path):
             signal.raise_signal(TERM)
 
-    tenant.add_phone("ann", name=str(NOW - HOUR))
+    tenant.add_phone("ann", name=STUCK)
     tenant.on_request(tell)
     tenant.fail("hang", method=method, path=path, times=None)
     began = time.monotonic()

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from duo_phone_cleanup import Verdict, verdict
-from tests.conftest import HOUR, MINUTE, NOW, Run
 from tests.simulation.tenant import MISSING, Record, Tenant
+from tests.support import HOUR, MINUTE, NOW, SET_UP, STUCK, Run
 
 DAY = 24 * HOUR
 GRACE = 10
@@ -88,9 +88,8 @@ def short(value: object) -> str:
 
 # The table
 
-OLD = {"name": str(NOW - HOUR)}
+OLD = {"name": STUCK}
 TO_COME = {"name": str(NOW + 9)}
-SET_UP = {"platform": "Apple iOS", "activated": True}
 
 OTHER_PLATFORMS: list[Any] = [
     *("Apple iOS", "Google Android", "Unknown", "Smartphone", "Generic", ""),
