@@ -70,28 +70,40 @@ ERRORS = {
     40501: "Method not allowed",
     42901: "Too Many Requests",
 }
-FAULTS = {
-    "status": "status code message message_detail body content_type",
-    "reset_before": "",
-    "reset_after": "",
-    "close_before": "",
-    "truncate": "",
-    "junk": "body content_type",
-    "hang": "before",
-    "answer": "response metadata envelope",
-    "close_after": "",
-    "connection_close": "",
-    "drip": "pause",
-    "ignore_names": "",
-    "end_early": "",
+FAULTS: dict[str, tuple[str, ...]] = {
+    "status": (
+        "status",
+        "code",
+        "message",
+        "message_detail",
+        "body",
+        "content_type",
+    ),
+    "reset_before": (),
+    "reset_after": (),
+    "close_before": (),
+    "truncate": (),
+    "junk": ("body", "content_type"),
+    "hang": ("before",),
+    "answer": ("response", "metadata", "envelope"),
+    "close_after": (),
+    "connection_close": (),
+    "drip": ("pause",),
+    "ignore_names": (),
+    "end_early": (),
 }
 """The kinds of fault, each with the options it takes; see `Tenant.fail`."""
 
 MODIFIABLE = ("name", "number", "extension", "type", "platform")
+MAX_LIMITS = {"users": 300, "phones": 500}
 MAX_NAMES = 100
 MAX_SKEW_SECONDS = 300
 HANDSHAKE_SECONDS = 10
 HANG_UP_CHECK_SECONDS = 0.02
+THREADS_END_SECONDS = 0.3
+
+PHONES_OWNED = (0, 1, 2, 0, 1)
+"""How many phones each of five ordinary users in a row has."""
 
 
 @dataclass
@@ -126,6 +138,42 @@ class Fault:
     hits: int = 0
     """How many times it has happened."""
     released: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass
+class _Limit:
+    """So many requests in so many seconds."""
+
+    requests: int
+    seconds: float
+    passed: deque[float] = field(default_factory=deque)
+    """When the last ones passed."""
+
+    def is_reached(self, now: float) -> bool:
+        while self.passed and self.passed[0] <= now - self.seconds:
+            self.passed.popleft()
+        return len(self.passed) >= self.requests
+
+
+@dataclass
+class _Message:
+    """What was read from a connection."""
+
+    method: str
+    path: str
+    query: list[tuple[str, str]]
+    headers: Message
+    body: bytes
+
+    def params(self) -> Record | None:
+        """The query or the JSON object in the body; None if that is no such thing."""
+        if self.body:
+            return _json_object(self.body)
+        return dict(self.query)
+
+    def is_last(self) -> bool:
+        """Whether the client wants the connection closed after the answer."""
+        return str(self.headers.get("Connection", "")).lower() == "close"
 
 
 @dataclass
@@ -209,7 +257,7 @@ class Tenant:
         self._phone_ids: set[str] = set()  # of the deleted ones, too
         self._numbers = itertools.count()
         self._faults: list[Fault] = []
-        self._limits: dict[str, tuple[int, float, deque[float]]] = {}
+        self._limits: dict[str, _Limit] = {}
         self._delays = {"connection": 0.0, "request": 0.0, "row": 0.0}
         self._before: list[Callable[[Request], None]] = []
         self._after: list[Callable[[Request], None]] = []
@@ -247,12 +295,11 @@ class Tenant:
         self._acceptor.join()
         self._listener.close()
         with self._traffic:
-            sockets, threads = list(self._sockets), list(self._threads)
+            sockets = list(self._sockets)
+            threads = list(self._threads)
         for sock in sockets:
-            # Not SSLSocket's own shutdown, which takes the TLS layer off as well.
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
-        deadline = time.monotonic() + 0.3
+            _shut_down(sock, socket.SHUT_RDWR)
+        deadline = time.monotonic() + THREADS_END_SECONDS
         for thread in threads:
             thread.join(max(0, deadline - time.monotonic()))
         self._directory.cleanup()
@@ -275,36 +322,37 @@ class Tenant:
 
         None as ``is_enrolled`` becomes, in an answer, whether the user has a phone.
         """
-        named = {f"alias{n}": alias for n, alias in enumerate(aliases, 1)}
+        by_number = {f"alias{n}": alias for n, alias in enumerate(aliases, 1)}
         with self.lock:
             user_id = self._new_id("DU")
-            self.users[user_id] = _without_missing(
-                {
-                    **{f"alias{n}": named.get(f"alias{n}") for n in range(1, 5)},
-                    "aliases": named,
-                    "created": int(self._clock()),
-                    "desktoptokens": [],
-                    "email": f"{username}@example.com",
-                    "enable_auto_prompt": True,
-                    "firstname": username.title(),
-                    "groups": [],
-                    "is_enrolled": None,
-                    "last_directory_sync": None,
-                    "last_login": None,
-                    "lastname": "Example",
-                    "lockout_reason": None,
-                    "notes": "",
-                    "phones": [],
-                    "realname": f"{username.title()} Example",
-                    "status": "active",
-                    "tokens": [],
-                    "u2ftokens": [],
-                    "user_id": user_id,
-                    "username": username,
-                    "webauthncredentials": [],
-                    **fields,
-                }
-            )
+            record: Record = {
+                "alias1": by_number.get("alias1"),
+                "alias2": by_number.get("alias2"),
+                "alias3": by_number.get("alias3"),
+                "alias4": by_number.get("alias4"),
+                "aliases": by_number,
+                "created": int(self._clock()),
+                "desktoptokens": [],
+                "email": f"{username}@example.com",
+                "enable_auto_prompt": True,
+                "firstname": username.title(),
+                "groups": [],
+                "is_enrolled": None,
+                "last_directory_sync": None,
+                "last_login": None,
+                "lastname": "Example",
+                "lockout_reason": None,
+                "notes": "",
+                "phones": [],
+                "realname": f"{username.title()} Example",
+                "status": "active",
+                "tokens": [],
+                "u2ftokens": [],
+                "user_id": user_id,
+                "username": username,
+                "webauthncredentials": [],
+            }
+            self.users[user_id] = _without_missing({**record, **fields})
             self._user_ids[username.casefold()] = user_id
         return user_id
 
@@ -320,34 +368,29 @@ class Tenant:
                 phone_id = self._new_id("DP")
             self._phone_ids.add(phone_id)
             owners = [self._user_id(name) for name in usernames]
-            self.phones[phone_id] = _without_missing(
-                {
-                    "activated": False,
-                    "capabilities": ["sms"],
-                    "encrypted": "",
-                    "extension": "",
-                    "fingerprint": "",
-                    "last_seen": "",
-                    "model": "Unknown",
-                    "name": "",
-                    "number": f"+1555{next(self._numbers):07}",
-                    "phone_id": phone_id,
-                    "platform": "Generic Smartphone",
-                    "postdelay": "",
-                    "predelay": "",
-                    "screenlock": "",
-                    "sms_passcodes_sent": False,
-                    "tampered": "",
-                    "type": "Mobile",
-                    "users": owners,
-                    **fields,
-                }
-            )
+            record = {
+                "activated": False,
+                "capabilities": ["sms"],
+                "encrypted": "",
+                "extension": "",
+                "fingerprint": "",
+                "last_seen": "",
+                "model": "Unknown",
+                "name": "",
+                "number": f"+1555{next(self._numbers):07}",
+                "phone_id": phone_id,
+                "platform": "Generic Smartphone",
+                "postdelay": "",
+                "predelay": "",
+                "screenlock": "",
+                "sms_passcodes_sent": False,
+                "tampered": "",
+                "type": "Mobile",
+                "users": owners,
+            }
+            self.phones[phone_id] = _without_missing({**record, **fields})
             for owner in owners:
-                phones = self.users[owner].get("phones")
-                if not isinstance(phones, list):
-                    phones = self.users[owner]["phones"] = []
-                phones.append(phone_id)
+                self._give(owner, phone_id)
         return phone_id
 
     def populate(self, count: int) -> None:
@@ -367,9 +410,11 @@ class Tenant:
         with self.lock:
             for number in range(len(self.users), len(self.users) + count):
                 username = f"user{number:06}"
-                owned = number % 5 % 3  # no phone, one or two
-                extra = {} if owned else nothing_yet[number % 4]
-                self.add_user(username, **extra)
+                owned = PHONES_OWNED[number % len(PHONES_OWNED)]
+                fields: Record = {}
+                if owned == 0:
+                    fields = nothing_yet[number % len(nothing_yet)]
+                self.add_user(username, **fields)
                 for _ in range(owned):
                     self.add_phone(username, **next(chosen))
 
@@ -383,8 +428,17 @@ class Tenant:
         return prefix + "".join(self._random.choices(characters, k=18))
 
     def _user_id(self, username: str) -> str:
+        """The id of the user of this name, who is added if there is none."""
         user_id = self._user_ids.get(username.casefold())
-        return user_id if user_id in self.users else self.add_user(username)
+        if user_id in self.users:
+            return user_id
+        return self.add_user(username)
+
+    def _give(self, user_id: str, phone_id: str) -> None:
+        user = self.users[user_id]
+        if not isinstance(user.get("phones"), list):
+            user["phones"] = []
+        user["phones"].append(phone_id)
 
     # What can be made to happen
 
@@ -422,7 +476,7 @@ class Tenant:
             been sent.
         end_early: leave ``next_offset`` out of a listing, as if it were the last page.
         """
-        unknown = set(how).difference(FAULTS[kind].split())
+        unknown = set(how).difference(FAULTS[kind])
         if unknown:
             raise TypeError(f"A {kind!r} fault has no option {sorted(unknown)}")
         fault = Fault(kind, method, path, times, after, how)
@@ -443,7 +497,7 @@ class Tenant:
         replaces an earlier one.
         """
         with self._traffic:
-            self._limits[path] = (requests, seconds, deque())
+            self._limits[path] = _Limit(requests, seconds)
 
     def on_request(self, hook: Callable[[Request], None]) -> None:
         """Call this for each request with valid credentials, before it is looked at."""
@@ -504,35 +558,43 @@ class Tenant:
         with contextlib.suppress(OSError), raw:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             raw.settimeout(HANDSHAKE_SECONDS)
-            with self._context.wrap_socket(
+            sock = self._context.wrap_socket(
                 raw, server_side=True, do_handshake_on_connect=False
-            ) as sock:
-                self._converse(sock)
+            )
+            self._keep_track(sock)
         with self._traffic:
             self._threads.discard(threading.current_thread())
 
-    def _converse(self, sock: ssl.SSLSocket) -> None:
+    def _keep_track(self, sock: ssl.SSLSocket) -> None:
+        """Serve a connection, close it, and know of it until then."""
         with self._traffic:
             self._sockets.add(sock)
         try:
-            self._pause(self._delays["connection"])
-            self._handshake.server_name = None
-            sock.do_handshake()
+            with sock:
+                self._converse(sock)
+        finally:
             with self._traffic:
-                self.connections += 1
-                self.server_names.append(self._handshake.server_name)
-                connection = self.connections
+                self._sockets.discard(sock)
+
+    def _converse(self, sock: ssl.SSLSocket) -> None:
+        try:
+            self._pause(self._delays["connection"])
+            connection = self._shake_hands(sock)
             with sock.makefile("rb") as reader:
                 while self._exchange(sock, reader, connection):
                     pass
         except _Drop as drop:
             if drop.reset:
-                # Not lingering at all makes of the close that follows a reset.
-                linger = struct.pack("ii", 1, 0)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        finally:
-            with self._traffic:
-                self._sockets.discard(sock)
+                _reset_on_close(sock)
+
+    def _shake_hands(self, sock: ssl.SSLSocket) -> int:
+        """Give the number of the connection."""
+        self._handshake.server_name = None
+        sock.do_handshake()
+        with self._traffic:
+            self.connections += 1
+            self.server_names.append(self._handshake.server_name)
+            return self.connections
 
     def _note_server_name(
         self, _sock: ssl.SSLObject, name: str | None, _context: ssl.SSLContext
@@ -550,6 +612,24 @@ class Tenant:
 
     def _exchange(self, sock: ssl.SSLSocket, reader: Any, connection: int) -> bool:
         """Read a request, answer it; say whether the connection lives on."""
+        message = self._read(sock, reader)
+        if message is None:
+            return False
+        params = message.params()
+        request = self._arrived(message, params or {}, connection)
+        try:
+            self._authenticate(message)
+            if params is None:
+                raise _Refusal(40002, "body")
+            answer = self._carry_out(request, sock)
+        except _Refusal as refusal:
+            answer = refusal.answer
+        self._pause(self._delays["request"] + answer.rows * self._delays["row"])
+        self._send(sock, request, answer)
+        return not answer.close and not message.is_last()
+
+    def _read(self, sock: ssl.SSLSocket, reader: Any) -> _Message | None:
+        """Read a request; None if there is none, as when the client has hung up."""
         sock.settimeout(self.idle_seconds)
         reader.peek(1)  # an OSError if nothing comes in this time
         sock.settimeout(None)
@@ -559,59 +639,35 @@ class Tenant:
             body = reader.read(int(headers.get("Content-Length", 0)))
             url = urlsplit(target)  # through some proxies, a whole URL
         except (ValueError, http.client.HTTPException):
-            return False  # no request, as when the client has hung up
+            return None
         query = parse_qsl(url.query, keep_blank_values=True)
-        params = dict(query) if not body else _json_object(body)
+        return _Message(method, url.path, query, headers, body)
+
+    def _arrived(self, message: _Message, params: Record, connection: int) -> Request:
         with self._traffic:
+            sequence = len(self.requests) + 1
             request = Request(
-                method, url.path, params or {}, connection, len(self.requests) + 1
+                message.method, message.path, params, connection, sequence
             )
             self.requests.append(request)
             self._traffic.notify_all()
-        try:
-            self._authenticate(request, query, headers, body)
-            if params is None:
-                raise _Refusal(40002, "body")
-            answer = self._carry_out(request, sock)
-        except _Refusal as refusal:
-            answer = refusal.answer
-        self._pause(self._delays["request"] + answer.rows * self._delays["row"])
-        self._send(sock, request, answer)
-        return not answer.close and headers.get("Connection", "").lower() != "close"
+        return request
 
-    def _authenticate(
-        self,
-        request: Request,
-        query: list[tuple[str, str]],
-        headers: Message,
-        body: bytes,
-    ) -> None:
+    def _authenticate(self, message: _Message) -> None:
         """Check the request's signature, version 5 of Duo's scheme."""
-        scheme, _, credentials = headers.get("Authorization", "").partition(" ")
-        try:
-            ikey, _, signature = base64.b64decode(credentials).partition(b":")
-        except ValueError:
-            ikey = signature = b""
-        if scheme != "Basic" or not signature:
+        ikey, signature = _credentials(message.headers)
+        if not signature:
             raise _Refusal(40101)
         if ikey != self._ikey.encode():
             raise _Refusal(40102)
-        date = headers.get("Date", "")
-        parsed = email.utils.parsedate_tz(date)
+        parsed = email.utils.parsedate_tz(message.headers.get("Date", ""))
         if parsed is None:
             raise _Refusal(40104)
-        skew = abs(email.utils.mktime_tz(parsed) - time.time())  # of the real time
-        host = headers.get("Host", "").partition(":")[0].lower()
-        pairs = sorted((quote(name, "~"), quote(value, "~")) for name, value in query)
-        parameters = "&".join(f"{name}={value}" for name, value in pairs)
-        body_hash = hashlib.sha512(body).hexdigest()
-        # Headers named X-Duo-... are signed as well, but the Admin API has none.
-        headers_hash = hashlib.sha512().hexdigest()
-        parts = (date, request.method, host, request.path, parameters)
-        signed = "\n".join((*parts, body_hash, headers_hash))
-        expected = hmac.new(self._skey.encode(), signed.encode(), "sha512").hexdigest()
+        expected = _signature(message, self._skey)
         if not hmac.compare_digest(signature, expected.encode()):
             raise _Refusal(40103)
+        # By the real time, whatever the clock says that gives the records theirs.
+        skew = abs(email.utils.mktime_tz(parsed) - time.time())
         if skew > MAX_SKEW_SECONDS:
             raise _Refusal(40105)
 
@@ -625,14 +681,9 @@ class Tenant:
             answer = self._fail_before(fault, sock)
             if answer is not None:
                 return answer
-        understood = request
-        if fault is not None and fault.kind == "ignore_names":
-            names = ("username", "username_list")
-            params = {k: v for k, v in request.params.items() if k not in names}
-            understood = replace(request, params=params)
         try:
             with self.lock:
-                answer = self._work(understood)
+                answer = self._work(_as_understood(request, fault))
         except _Refusal as refusal:
             answer = refusal.answer
         for hook in self._after:
@@ -642,21 +693,10 @@ class Tenant:
         return answer
 
     def _send(self, sock: ssl.SSLSocket, request: Request, answer: _Answer) -> None:
-        body = answer.body
-        if body is None:
-            body = json.dumps(answer.document, separators=(",", ":")).encode()
-        head = [
-            f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}",
-            f"Content-Type: {answer.content_type}",
-            f"Content-Length: {len(body)}",
-            *["Connection: close"] * answer.announce_close,
-        ]
-        if answer.status == HTTPStatus.NO_CONTENT:
-            body = b""
-            del head[1:3]
+        body = _body(answer)
+        data = _head(answer, len(body))
         if answer.truncated:
             body = body[: len(body) // 2]
-        data = "\r\n".join([*head, "", ""]).encode()
         if answer.drip is None:
             data += body
         else:
@@ -675,14 +715,15 @@ class Tenant:
     def _count_against_limits(self, request: Request) -> None:
         now = time.monotonic()
         with self._traffic:
-            limits = [v for k, v in self._limits.items() if re.search(k, request.path)]
-            for requests, seconds, passed in limits:
-                while passed and passed[0] <= now - seconds:
-                    passed.popleft()
-                if len(passed) >= requests:
-                    raise _Refusal(42901)
-            for _, _, passed in limits:
-                passed.append(now)
+            limits = [
+                limit
+                for path, limit in self._limits.items()
+                if re.search(path, request.path)
+            ]
+            if any(limit.is_reached(now) for limit in limits):
+                raise _Refusal(42901)
+            for limit in limits:
+                limit.passed.append(now)
 
     def _fault_for(self, request: Request) -> Fault | None:
         chosen = None
@@ -701,34 +742,40 @@ class Tenant:
         return chosen
 
     def _fail_before(self, fault: Fault, sock: ssl.SSLSocket) -> _Answer | None:
-        if fault.kind in ("reset_before", "close_before"):
-            raise _Drop(reset=fault.kind == "reset_before")
+        """What goes wrong before the work; an answer that is given instead of it."""
+        if fault.kind == "reset_before":
+            raise _Drop(reset=True)
+        if fault.kind == "close_before":
+            raise _Drop
+        if fault.kind == "status":
+            return _failure(**fault.how)
         if fault.kind == "hang" and fault.how.get("before", True):
             self._hang(fault, sock)
-        return _failure(**fault.how) if fault.kind == "status" else None
+        return None
 
     def _fail_after(self, fault: Fault, sock: ssl.SSLSocket, answer: _Answer) -> None:
-        if fault.kind == "reset_after":
+        """What goes wrong after the work; it may change the answer."""
+        kind = fault.kind
+        if kind == "reset_after":
             raise _Drop(reset=True)
-        if fault.kind == "hang" and not fault.how.get("before", True):
+        if kind == "hang" and not fault.how.get("before", True):
             self._hang(fault, sock)
-        if fault.kind == "answer":
-            answer.status = 200
-            metadata = answer.document.get("metadata", MISSING)
-            changed = {"response": None, "metadata": metadata, **fault.how}
-            envelope = _without_missing({"stat": "OK", **changed})
-            answer.document = fault.how.get("envelope", envelope)
-        if fault.kind == "junk":
+        if kind == "answer":
+            _answer_otherwise(answer, fault.how)
+        if kind == "junk":
             answer.status = 200
             answer.body = fault.how.get("body", b"<html>not json")
             answer.content_type = fault.how.get("content_type", "text/html")
-        if fault.kind == "end_early":
+        if kind == "end_early":
             answer.document.get("metadata", {}).pop("next_offset", None)
-        if fault.kind == "drip":
+        if kind == "drip":
             answer.drip = fault
-        answer.truncated = fault.kind == "truncate"
-        answer.announce_close = fault.kind == "connection_close"
-        answer.close = fault.kind in ("truncate", "connection_close", "close_after")
+        if kind == "truncate":
+            answer.truncated = True
+        if kind == "connection_close":
+            answer.announce_close = True
+        if kind in ("truncate", "connection_close", "close_after"):
+            answer.close = True
 
     def _hang(self, fault: Fault, sock: ssl.SSLSocket) -> None:
         while not self._released(fault, sock, HANG_UP_CHECK_SECONDS):
@@ -758,48 +805,63 @@ class Tenant:
         if parts is None:
             raise _Refusal(40401)
         kind, key = parts[1], unquote(parts[2] or "")
-        methods = ("GET", "POST", "DELETE") if kind == "phones" and key else ("GET",)
-        if request.method not in methods:
-            raise _Refusal(40501)
-        if ("read" if request.method == "GET" else "write") not in self.permissions:
-            raise _Refusal(40301)
+        self._check_method(request.method, kind, key)
         records = self.users if kind == "users" else self.phones
         if not key:
             return self._listing(kind, records, request.params)
         if key not in records:
-            known = request.method == "DELETE" and key in self._phone_ids
-            if not known or self.gone_status == HTTPStatus.NOT_FOUND:
-                raise _Refusal(40401)
-            return _success("", status=self.gone_status)
+            return self._gone(request.method, key)
         if request.method == "DELETE":
             del records[key]
             return _success("", status=self.delete_status)
         if request.method == "POST":
-            changes = request.params
-            records[key].update({k: changes[k] for k in MODIFIABLE if k in changes})
+            _modify(records[key], request.params)
         return _success(self._expanded(records[key]))
+
+    def _check_method(self, method: str, kind: str, key: str) -> None:
+        writable = kind == "phones" and key
+        if method != "GET" and not (writable and method in ("POST", "DELETE")):
+            raise _Refusal(40501)
+        permission = "read" if method == "GET" else "write"
+        if permission not in self.permissions:
+            raise _Refusal(40301)
+
+    def _gone(self, method: str, key: str) -> _Answer:
+        """The answer about what there is not, or not any more."""
+        deleted_again = method == "DELETE" and key in self._phone_ids
+        if deleted_again and self.gone_status != HTTPStatus.NOT_FOUND:
+            return _success("", status=self.gone_status)
+        raise _Refusal(40401)
 
     def _listing(
         self, kind: str, records: dict[str, Record], params: dict[str, Any]
     ) -> _Answer:
-        rows: Iterable[Record] = records.values()
-        total = len(records)
-        limit = _number(params, "limit", 100, 1, 300 if kind == "users" else 500)
+        limit = _number(params, "limit", 100, 1, MAX_LIMITS[kind])
         offset = _number(params, "offset", 0, 0, sys.maxsize - limit)
         names = _names(params) if kind == "users" else None
         if names is not None:
-            rows = [user for user in rows if names.intersection(_names_of(user))]
-            total = limit = len(rows)  # all on one page, whatever was asked for
-            offset = 0
-        page = list(map(self._expanded, itertools.islice(rows, offset, offset + limit)))
-        metadata: Record = {"total_objects": total}
-        if offset + limit < total:
+            return self._look_up(names)
+        rows = itertools.islice(records.values(), offset, offset + limit)
+        page = [self._expanded(record) for record in rows]
+        metadata: Record = {"total_objects": len(records)}
+        if offset + limit < len(records):
             metadata["next_offset"] = offset + limit
         elif self.last_offset_null:
             metadata["next_offset"] = None
         if offset > 0:
             metadata["prev_offset"] = max(0, offset - limit)
         return _success(page, metadata, rows=len(page))
+
+    def _look_up(self, names: set[str]) -> _Answer:
+        """The users of these names, all on one page, whatever page was asked for."""
+        found = []
+        for user in self.users.values():
+            if names.intersection(_names_of(user)):
+                found.append(self._expanded(user))
+        metadata: Record = {"total_objects": len(found)}
+        if self.last_offset_null:
+            metadata["next_offset"] = None
+        return _success(found, metadata, rows=len(found))
 
     def _expanded(self, record: Record) -> Record:
         """The record as it is sent: with its phones or users in place of their ids."""
@@ -866,9 +928,101 @@ def _without_missing(record: Record) -> Record:
 
 
 def _matches(request: Request, method: str | None, path: str | None) -> bool:
-    return (method is None or request.method == method) and (
-        path is None or re.search(path, request.path) is not None
+    if method is not None and method != request.method:
+        return False
+    return path is None or re.search(path, request.path) is not None
+
+
+def _as_understood(request: Request, fault: Fault | None) -> Request:
+    """The request as it is carried out: a fault may overlook a part of it."""
+    overlooked: tuple[str, ...] = ()
+    if fault is not None and fault.kind == "ignore_names":
+        overlooked = ("username", "username_list")
+    if not overlooked:
+        return request
+    params = {k: v for k, v in request.params.items() if k not in overlooked}
+    return replace(request, params=params)
+
+
+def _shut_down(sock: ssl.SSLSocket, how: int) -> None:
+    """Not by SSLSocket's own method, which takes the TLS layer off as well."""
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(sock, how)
+
+
+def _reset_on_close(sock: socket.socket) -> None:
+    """Not lingering at all makes of the close that follows a reset."""
+    linger = struct.pack("ii", 1, 0)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+
+def _credentials(headers: Message) -> tuple[bytes, bytes]:
+    """The integration key and the signature; empty if there is none to be read."""
+    scheme, _, credentials = headers.get("Authorization", "").partition(" ")
+    if scheme != "Basic":
+        return b"", b""
+    try:
+        ikey, _, signature = base64.b64decode(credentials).partition(b":")
+    except ValueError:
+        return b"", b""
+    return ikey, signature
+
+
+def _signature(message: _Message, skey: str) -> str:
+    """What the request is to be signed with."""
+    host = message.headers.get("Host", "").partition(":")[0].lower()
+    pairs = sorted(
+        (quote(name, "~"), quote(value, "~")) for name, value in message.query
     )
+    lines = [
+        message.headers.get("Date", ""),
+        message.method,
+        host,
+        message.path,
+        "&".join(f"{name}={value}" for name, value in pairs),
+        hashlib.sha512(message.body).hexdigest(),
+        # Headers named X-Duo-... are signed as well, but the Admin API has none.
+        hashlib.sha512().hexdigest(),
+    ]
+    return hmac.new(skey.encode(), "\n".join(lines).encode(), "sha512").hexdigest()
+
+
+def _body(answer: _Answer) -> bytes:
+    if answer.status == HTTPStatus.NO_CONTENT:
+        return b""
+    if answer.body is not None:
+        return answer.body
+    return json.dumps(answer.document, separators=(",", ":")).encode()
+
+
+def _head(answer: _Answer, length: int) -> bytes:
+    """The lines above a body of this length."""
+    lines = [f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}"]
+    if answer.status != HTTPStatus.NO_CONTENT:
+        lines.append(f"Content-Type: {answer.content_type}")
+        lines.append(f"Content-Length: {length}")
+    if answer.announce_close:
+        lines.append("Connection: close")
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def _answer_otherwise(answer: _Answer, how: Record) -> None:
+    """Put another document in place of the answer's."""
+    document = {
+        "stat": "OK",
+        "response": how.get("response"),
+        "metadata": answer.document.get("metadata", MISSING),
+    }
+    if "metadata" in how:
+        document["metadata"] = how["metadata"]
+    answer.status = 200
+    answer.document = how.get("envelope", _without_missing(document))
+
+
+def _modify(record: Record, changes: Record) -> None:
+    for name in MODIFIABLE:
+        if name in changes:
+            record[name] = changes[name]
 
 
 def _success(
@@ -888,15 +1042,23 @@ def _failure(
 ) -> _Answer:
     if status == HTTPStatus.BAD_GATEWAY and body is None:
         # It comes from some gateway on the way to Duo.
-        body, content_type = b"<html><h1>502 Bad Gateway</h1></html>", "text/html"
+        body = b"<html><h1>502 Bad Gateway</h1></html>"
+        content_type = "text/html"
     if code is None:
-        code = status * 100 + (400 <= status < 500)
+        code = _usual_code(status)
     if message is None:
         message = ERRORS.get(code, HTTPStatus(status).phrase)
     document = {"stat": "FAIL", "code": code, "message": message}
     if message_detail is not None:
         document["message_detail"] = message_detail
     return _Answer(document, status, body=body, content_type=content_type)
+
+
+def _usual_code(status: int) -> int:
+    """Duo's codes go on from the status: from 1 if the client is to blame."""
+    if 400 <= status < 500:
+        return status * 100 + 1
+    return status * 100
 
 
 def _json_object(body: bytes) -> Record | None:
@@ -931,8 +1093,9 @@ def _names(params: Record) -> set[str] | None:
 
 def _names_of(user: Record) -> Iterator[str]:
     """What a user is found by."""
-    aliases = user.get("aliases")
-    for name in (user.get("username"), *(aliases.values() if aliases else ())):
+    names = [user.get("username")]
+    names += (user.get("aliases") or {}).values()
+    for name in names:
         if isinstance(name, str):
             yield name.casefold()
 
@@ -962,8 +1125,11 @@ def main() -> NoReturn:
     with contextlib.suppress(KeyboardInterrupt), Tenant(port=options.port) as tenant:
         cast(tenant, time.time())
         tenant.populate(options.users)
-        delays = {k[5:]: v for k, v in vars(options).items() if k.startswith("slow_")}
-        tenant.slow(**delays)
+        tenant.slow(
+            connection=options.slow_connection,
+            request=options.slow_request,
+            row=options.slow_row,
+        )
         for name, value in tenant.environment().items():
             print(f"export {name}={value}", flush=True)
         print("Serving until interrupted (Ctrl-C).", file=sys.stderr)
