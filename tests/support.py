@@ -24,6 +24,7 @@ from tests.simulation.tenant import SKEY, Record, Request, Tenant
 SCRIPT = Path(duo_phone_cleanup.__file__).resolve()
 MINUTE = 60
 HOUR = 60 * MINUTE
+DAY = 24 * HOUR
 NOW = 1_800_000_000
 """What the clock shows in a run, unless told otherwise."""
 STAMPED = str(NOW)
@@ -32,6 +33,8 @@ STUCK = str(NOW - HOUR)
 """A tag past its grace period."""
 GONE = "(deleted)"
 """What `name_of` calls a phone that is no longer there."""
+SCOPE = "localhost: grace period 10 minutes, deletion limit 100"
+"""What a dry run and the prompts begin with."""
 SET_UP = {"activated": True, "platform": "Apple iOS"}
 """The fields of a phone that was set up after all."""
 SIGNALS = signal.SIGHUP, signal.SIGINT, signal.SIGTERM

@@ -1,4 +1,4 @@
-"""The journal in a file: --journal. What its lines say is in test_output.py."""
+"""The journal: its JSON lines on standard output, and in a file."""
 
 from __future__ import annotations
 
@@ -8,14 +8,153 @@ import json
 import os
 import resource
 import stat
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dateutil.parser import isoparse
 
 from tests.simulation.tenant import Request, Tenant
-from tests.support import MINUTE, NOW, STUCK, Run, start, write_methods, writes
+from tests.support import (
+    HOUR,
+    MINUTE,
+    NOW,
+    STUCK,
+    Run,
+    add_outcomes,
+    start,
+    write_methods,
+    writes,
+)
+
+TAGGED = "2027-01-15T07:00:00Z"
+"""The time it says."""
+EVENTS = [
+    *("stamped", "deleting", "deleted", "untagged", "would_stamp", "would_delete"),
+    *("would_untag", "declined", "changed", "gone", "failed", "unknown_user"),
+    *("waiting", "named"),
+]
+
+
+def about(event: dict[str, Any]) -> dict[str, Any]:
+    """What an event says of its phone, and of anything else."""
+    assert isoparse(event["time"]).timestamp() == NOW
+    assert event["time"].endswith("Z")
+    return {key: value for key, value in event.items() if key not in ("event", "time")}
+
+
+# What the lines tell
+
+
+def test_the_journal_of_a_run(tenant: Tenant, run: Run) -> None:
+    ids = add_outcomes(tenant)
+    ids["failed"] = tenant.add_phone("hal", number="")
+    tenant.fail("status", status=400, method="POST", path=ids["failed"], message="No")
+    users = ("ann", "bob", "cleo", "dan", "eve", "fay", "gus", "hal", "nobody")
+    result = run("--json", "--untag", "-v", *users)
+    assert result.status == 1
+    events = {each["event"]: each for each in result.events}
+    order = ["unknown_user", "stamped", "deleting", "deleted", "waiting", "named"]
+    assert result.kinds == [*order, "untagged", "changed", "gone", "failed"]
+    assert about(events["unknown_user"]) == {"user": "nobody"}
+    told = {name: about(events[name]) for name in ids}
+    tags = {name: told[name].pop("tagged") for name in told}
+    assert isoparse(tags.pop("stamped") or TAGGED).timestamp() in (NOW, NOW - HOUR)
+    assert isoparse(tags.pop("waiting")).timestamp() == NOW - MINUTE
+    assert tags["deleted"] == TAGGED
+    assert tags["named"] is tags["gone"] is tags["failed"] is None
+    assert "No" in told["failed"].pop("error")
+    for number, (name, phone_id) in enumerate(ids.items()):
+        assert told[name] == {
+            "phone_id": phone_id,
+            "number": "" if name == "failed" else f"+1555000000{number}",
+            "users": [users[number]],
+        }
+    summary = about(result.events[-1])
+    assert {name: summary[name] for name in EVENTS} == {
+        name: result.kinds.count(name) for name in EVENTS
+    }
+    assert summary["users_seen"] == summary["phones_seen"] == 8
+    assert summary["requests"] == len(tenant.requests)
+    assert summary["exit_status"] == result.status
+    assert 0 <= summary["seconds"] < 60
+
+
+def test_the_journal_of_a_dry_run(tenant: Tenant, run: Run) -> None:
+    ids = add_outcomes(tenant)
+    result = run("--json", "--untag", "--dry-run")
+    assert (result.status, result.err) == (0, "")
+    kinds = ["would_stamp", "would_delete", "waiting", "named", "would_untag"]
+    assert result.kinds == [*kinds, "would_delete", "would_stamp"]
+    assert [each["phone_id"] for each in result.events[:-1]] == [*ids.values()]
+    told = about(result.events[1])
+    record = {**tenant.phones[ids["deleted"]], "users": None}
+    assert {**told.pop("record"), "users": None} == record
+    assert told == {
+        "phone_id": ids["deleted"],
+        "number": "+15550000001",
+        "users": ["bob"],
+        "tagged": TAGGED,
+    }
+    counts = Counter(result.kinds)
+    assert {name: result.summary[name] for name in EVENTS} == {
+        name: counts[name] for name in EVENTS
+    }
+
+
+def test_the_journal_is_told_of_a_no(tenant: Tenant, run: Run) -> None:
+    phone_id = tenant.add_phone("ann", name=STUCK)
+    result = run("--json", "--no-force", stdin="n\n")
+    assert result.kinds == ["declined"]
+    assert result.summary["declined"] == 1
+    told = about(result.events[0])
+    assert (told["phone_id"], told["tagged"]) == (phone_id, TAGGED)
+
+
+def test_what_is_left_alone_is_journaled_with_v_only(tenant: Tenant, run: Run) -> None:
+    add_outcomes(tenant)
+    result = run("--json")
+    assert result.kinds == ["stamped", "deleting", "deleted", "changed", "gone"]
+    assert result.summary["waiting"] == result.summary["named"] == 1
+    assert result.err == ""
+
+
+def test_the_record_is_in_the_journal_before_it_is_deleted(
+    tenant: Tenant, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record as it was just read, not as it was on the walk."""
+    phone_id = tenant.add_phone("ann", "bob", name=STUCK)
+    path = tmp_path / "journal"
+    seen: list[tuple[str, Any]] = []
+
+    def look(request: Request) -> None:
+        seen.append((request.method, [*map(json.loads, path.read_text().splitlines())]))
+        if request.path.endswith(phone_id) and request.method == "GET":
+            tenant.phones[phone_id].update(model="Nokia 3310", extension="42")
+
+    tenant.on_request(look)
+    with path.open("w") as journal:
+        monkeypatch.setattr(sys, "stdout", journal)
+        phone = tenant.phones[phone_id]
+        assert run("--json").status == 0
+    assert [(method, len(lines)) for method, lines in seen] == [
+        *(("GET", 0), ("GET", 0), ("DELETE", 1))
+    ]
+    (deleting,) = seen[-1][1]
+    assert deleting["event"] == "deleting"
+    told = about(deleting)
+    record = told.pop("record")
+    users = [user["username"] for user in record.pop("users")]
+    assert record == {k: v for k, v in phone.items() if k != "users"}
+    assert record["model"] == "Nokia 3310"
+    assert users == told["users"] == ["ann", "bob"]
+    assert (told["phone_id"], told["tagged"]) == (phone_id, TAGGED)
+
+
+# What is written to the file
 
 
 @pytest.fixture
@@ -59,9 +198,6 @@ def umask(mask: int) -> Iterator[None]:
         yield
     finally:
         os.umask(before)
-
-
-# What is written
 
 
 @pytest.mark.parametrize("mask", [0, 0o007, 0o022, 0o077], ids=oct)
@@ -154,7 +290,7 @@ def test_deleting_is_on_the_disk_before_the_request(
     assert all(each & os.O_APPEND for each in flags)
 
 
-# A line that was torn
+# A last line that was torn
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What is written where: the log, the progress line, the journal, broken streams."""
+"""What is told where: the log, the summary, progress; hostile text, broken streams."""
 
 from __future__ import annotations
 
@@ -8,23 +8,15 @@ import json
 import os
 import pty
 import re
-import signal
 import sys
 import threading
 import time
 from collections import Counter
-from pathlib import Path
-from typing import Any
 
 import pytest
-from dateutil.parser import isoparse
 
 from tests.simulation.tenant import SKEY, Record, Request, Tenant, cast
 from tests.support import (
-    HOUR,
-    MINUTE,
-    NOW,
-    SET_UP,
     STUCK,
     Result,
     Run,
@@ -37,15 +29,7 @@ from tests.support import (
     writes,
 )
 
-TAGGED = "2027-01-15T07:00:00Z"
-"""The time it says."""
 LOG = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
-EVENTS = [
-    *("stamped", "deleting", "deleted", "untagged", "would_stamp", "would_delete"),
-    *("would_untag", "declined", "changed", "gone", "failed", "unknown_user"),
-    *("waiting", "named"),
-]
-
 
 # The log
 
@@ -91,19 +75,6 @@ def test_v_tells_each_action_and_a_summary(tenant: Tenant, run: Run) -> None:
     assert (result.status, result.out) == (0, "")
     (summary,) = check_actions(result.err, ids)
     check_summary(summary, len(tenant.requests))
-
-
-@pytest.mark.parametrize("argv", [[], ["-v"], ["--json"]])
-def test_a_terminal_is_told_without_v(tenant: Tenant, argv: list[str]) -> None:
-    tenant.add_phone("ann")
-    tenant.add_phone("bob", name="Bob's")
-    log = Terminal()
-    with start(tenant, *argv, stderr=log.theirs) as child:
-        out, _ = child.communicate(timeout=30)
-    stamped, summary = log.screen()
-    assert " stamped: " in stamped
-    assert " 2 users, 2 phones, 2 in limbo: 1 stamped, 1 kept; 3 requests, " in summary
-    assert (child.returncode, bool(out)) == (0, "--json" in argv)
 
 
 def test_vv_tells_each_request_too(tenant: Tenant, run: Run) -> None:
@@ -199,53 +170,31 @@ def test_the_summary_of_a_walk_that_fails(
     assert re.fullmatch(begin + re.escape(summary) + r"\d+\.\d s; exit status 1", line)
 
 
-# The table of a dry run
+def test_no_request_is_told_of_after_the_summary(
+    tenant: Tenant, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pages that were asked for and then not waited for."""
+    let_go = threading.Event()
+
+    def hook(request: Request) -> None:
+        if request.params["offset"] == "300":
+            tenant.wait_for(4)
+            tenant.fail("status", status=400)
+        elif request.params["offset"] != "0":
+            let_go.wait(30)
+
+    tenant.populate(1200)
+    tenant.on_request(hook)
+    with threads_left_behind() as late:
+        result = run("-vv", "--json")
+    assert (result.status, result.summary["requests"]) == (1, 4)
+    let_go.set()
+    wait_for_threads(late)
+    assert [request.status for request in tenant.requests].count(200) == 3
+    assert capsys.readouterr() == ("", "")
 
 
-def table(tenant: Tenant, run: Run, *argv: str) -> list[str]:
-    """Its head and rows."""
-    result = run("--dry-run", "--untag", *argv)
-    assert result.status == 0
-    return result.out.splitlines()[1:-1]
-
-
-def test_the_table_fits_80_columns(tenant: Tenant, run: Run) -> None:
-    """For names and numbers of ordinary length, whatever is to be done."""
-    in_use: Record = {"name": STUCK, "last_seen": NOW}
-    records: list[Record] = [
-        *({}, {"name": STUCK}, {"name": str(NOW - 9 * MINUTE)}, in_use),
-        *({"name": STUCK, **SET_UP}, {"name": STUCK, "last_seen": "soon"}),
-        *(
-            {"name": str(NOW + HOUR)},
-            {"name": str(NOW - 59 * MINUTE), "last_seen": NOW},
-        ),
-    ]
-    for record in records:
-        tenant.add_phone("elizabeth.taylor", **record)
-    tenant.add_phone("ann", "bob", "cleo", **in_use)
-    rows = table(tenant, run)
-    assert len(rows) == 1 + len(records) + 1
-    assert max(map(len, rows)) <= 80
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["Zo\u00eb", "a\nb", "ann\x1b[31m", "x" * 300],
-    ids=ascii,
-)
-def test_columns_stay_in_line(tenant: Tenant, run: Run, name: str) -> None:
-    tenant.add_phone("ann", name=STUCK)
-    tenant.add_phone(name, name=STUCK)
-    tenant.add_phone("bob", name=STUCK, number=f"+1{name}")
-    head, *rows = table(tenant, run, "-v")
-    for title, text in (("AGE", "1 hour"), ("A RUN WOULD", "delete:")):
-        at = head.index(title)
-        assert [row.index(f"  {text}") + 2 for row in rows] == [at] * 3
-    assert len({len(row) for row in rows}) == 1
-    assert max(map(len, rows)) <= 180, "long names are cut"
-
-
-# The progress line
+# At a terminal
 
 
 class Terminal:
@@ -293,6 +242,19 @@ def displayed(text: str) -> list[str]:
             lines[-1] = lines[-1][:column].ljust(column) + part + lines[-1][end:]
             column = end
     return [line.rstrip() for line in lines if line.strip()]
+
+
+@pytest.mark.parametrize("argv", [[], ["-v"], ["--json"]])
+def test_a_terminal_is_told_without_v(tenant: Tenant, argv: list[str]) -> None:
+    tenant.add_phone("ann")
+    tenant.add_phone("bob", name="Bob's")
+    log = Terminal()
+    with start(tenant, *argv, stderr=log.theirs) as child:
+        out, _ = child.communicate(timeout=30)
+    stamped, summary = log.screen()
+    assert " stamped: " in stamped
+    assert " 2 users, 2 phones, 2 in limbo: 1 stamped, 1 kept; 3 requests, " in summary
+    assert (child.returncode, bool(out)) == (0, "--json" in argv)
 
 
 def test_the_progress_of_a_long_walk(tenant: Tenant) -> None:
@@ -388,121 +350,6 @@ def test_a_short_walk_shows_no_progress(tenant: Tenant) -> None:
     raw = terminal.read()
     assert "of 40" not in raw
     assert raw.count("\r") == raw.count("\n") == 1
-
-
-# The journal
-
-
-def about(event: dict[str, Any]) -> dict[str, Any]:
-    """What an event says of its phone, and of anything else."""
-    assert isoparse(event["time"]).timestamp() == NOW
-    assert event["time"].endswith("Z")
-    return {key: value for key, value in event.items() if key not in ("event", "time")}
-
-
-def test_the_journal_of_a_run(tenant: Tenant, run: Run) -> None:
-    ids = add_outcomes(tenant)
-    ids["failed"] = tenant.add_phone("hal", number="")
-    tenant.fail("status", status=400, method="POST", path=ids["failed"], message="No")
-    users = ("ann", "bob", "cleo", "dan", "eve", "fay", "gus", "hal", "nobody")
-    result = run("--json", "--untag", "-v", *users)
-    assert result.status == 1
-    events = {each["event"]: each for each in result.events}
-    order = ["unknown_user", "stamped", "deleting", "deleted", "waiting", "named"]
-    assert result.kinds == [*order, "untagged", "changed", "gone", "failed"]
-    assert about(events["unknown_user"]) == {"user": "nobody"}
-    told = {name: about(events[name]) for name in ids}
-    tags = {name: told[name].pop("tagged") for name in told}
-    assert isoparse(tags.pop("stamped") or TAGGED).timestamp() in (NOW, NOW - HOUR)
-    assert isoparse(tags.pop("waiting")).timestamp() == NOW - MINUTE
-    assert tags["deleted"] == TAGGED
-    assert tags["named"] is tags["gone"] is tags["failed"] is None
-    assert "No" in told["failed"].pop("error")
-    for number, (name, phone_id) in enumerate(ids.items()):
-        assert told[name] == {
-            "phone_id": phone_id,
-            "number": "" if name == "failed" else f"+1555000000{number}",
-            "users": [users[number]],
-        }
-    summary = about(result.events[-1])
-    assert {name: summary[name] for name in EVENTS} == {
-        name: result.kinds.count(name) for name in EVENTS
-    }
-    assert summary["users_seen"] == summary["phones_seen"] == 8
-    assert summary["requests"] == len(tenant.requests)
-    assert summary["exit_status"] == result.status
-    assert 0 <= summary["seconds"] < 60
-
-
-def test_the_journal_of_a_dry_run(tenant: Tenant, run: Run) -> None:
-    ids = add_outcomes(tenant)
-    result = run("--json", "--untag", "--dry-run")
-    assert (result.status, result.err) == (0, "")
-    kinds = ["would_stamp", "would_delete", "waiting", "named", "would_untag"]
-    assert result.kinds == [*kinds, "would_delete", "would_stamp"]
-    assert [each["phone_id"] for each in result.events[:-1]] == [*ids.values()]
-    told = about(result.events[1])
-    record = {**tenant.phones[ids["deleted"]], "users": None}
-    assert {**told.pop("record"), "users": None} == record
-    assert told == {
-        "phone_id": ids["deleted"],
-        "number": "+15550000001",
-        "users": ["bob"],
-        "tagged": TAGGED,
-    }
-    counts = Counter(result.kinds)
-    assert {name: result.summary[name] for name in EVENTS} == {
-        name: counts[name] for name in EVENTS
-    }
-
-
-def test_the_journal_is_told_of_a_no(tenant: Tenant, run: Run) -> None:
-    phone_id = tenant.add_phone("ann", name=STUCK)
-    result = run("--json", "--no-force", stdin="n\n")
-    assert result.kinds == ["declined"]
-    assert result.summary["declined"] == 1
-    told = about(result.events[0])
-    assert (told["phone_id"], told["tagged"]) == (phone_id, TAGGED)
-
-
-def test_what_is_left_alone_is_journaled_with_v_only(tenant: Tenant, run: Run) -> None:
-    add_outcomes(tenant)
-    result = run("--json")
-    assert result.kinds == ["stamped", "deleting", "deleted", "changed", "gone"]
-    assert result.summary["waiting"] == result.summary["named"] == 1
-    assert result.err == ""
-
-
-def test_the_record_is_in_the_journal_before_it_is_deleted(
-    tenant: Tenant, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The record as it was just read, not as it was on the walk."""
-    phone_id = tenant.add_phone("ann", "bob", name=STUCK)
-    path = tmp_path / "journal"
-    seen: list[tuple[str, Any]] = []
-
-    def look(request: Request) -> None:
-        seen.append((request.method, [*map(json.loads, path.read_text().splitlines())]))
-        if request.path.endswith(phone_id) and request.method == "GET":
-            tenant.phones[phone_id].update(model="Nokia 3310", extension="42")
-
-    tenant.on_request(look)
-    with path.open("w") as journal:
-        monkeypatch.setattr(sys, "stdout", journal)
-        phone = tenant.phones[phone_id]
-        assert run("--json").status == 0
-    assert [(method, len(lines)) for method, lines in seen] == [
-        *(("GET", 0), ("GET", 0), ("DELETE", 1))
-    ]
-    (deleting,) = seen[-1][1]
-    assert deleting["event"] == "deleting"
-    told = about(deleting)
-    record = told.pop("record")
-    users = [user["username"] for user in record.pop("users")]
-    assert record == {k: v for k, v in phone.items() if k != "users"}
-    assert record["model"] == "Nokia 3310"
-    assert users == told["users"] == ["ann", "bob"]
-    assert (told["phone_id"], told["tagged"]) == (phone_id, TAGGED)
 
 
 # Hostile text
@@ -684,6 +531,15 @@ def test_a_journal_whose_reader_leaves(tenant: Tenant, broken_at: str) -> None:
     assert err.endswith("; exit status 1\n")
 
 
+def test_a_journal_that_cannot_take_its_last_line(tenant: Tenant) -> None:
+    tenant.add_user("ann")
+    with redirected(tenant, ">/dev/full", "-v", "--json") as child:
+        _, err = child.communicate(timeout=30)
+    assert child.returncode == 1
+    check_quiet_end(err, "standard output")
+    assert "exit status 0" not in err
+
+
 @pytest.mark.parametrize("argv", [["-n"], ["-n", "--json"]], ids=" ".join)
 @pytest.mark.parametrize("streams", [">&-", ">/dev/full", "| :"])
 def test_a_dry_run_that_nobody_reads(
@@ -707,13 +563,25 @@ def test_a_dry_run_that_nobody_reads(
     assert f" {seen}" in err, "where it can be read"
 
 
-def test_a_journal_that_cannot_take_its_last_line(tenant: Tenant) -> None:
+class StdoutThatFills(io.StringIO):
+    """Standard output that takes no more when the totals come."""
+
+    def write(self, text: str) -> int:
+        if "; 1 request, " in text:
+            raise OSError("full")
+        return super().write(text)
+
+
+def test_totals_that_cannot_be_written(
+    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tenant.add_user("ann")
-    with redirected(tenant, ">/dev/full", "-v", "--json") as child:
-        _, err = child.communicate(timeout=30)
-    assert child.returncode == 1
-    check_quiet_end(err, "standard output")
-    assert "exit status 0" not in err
+    monkeypatch.setattr(sys, "stdout", StdoutThatFills())
+    result = run("--dry-run")
+    error, summary = result.err.splitlines()
+    assert result.status == 1
+    assert "standard output cannot be written: full" in error
+    assert summary.endswith("exit status 1")
 
 
 @pytest.mark.parametrize(
@@ -786,130 +654,3 @@ def test_the_secret_key_is_in_no_output(
     for key in (SKEY, SKEY[::-1]):
         pieces = {key[start : start + 6] for start in range(len(key) - 5)}
         assert [piece for piece in pieces if piece in shown] == []
-
-
-class SignalledStdout(io.StringIO):
-    """Standard output during whose last line the process is told to end."""
-
-    def write(self, text: str) -> int:
-        if '"summary"' in text:
-            signal.raise_signal(signal.SIGTERM)
-        return super().write(text)
-
-
-def test_a_signal_while_the_summary_is_told(
-    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It comes too late to stop anything: the summary and the status agree."""
-    tenant.add_phone("ann")
-    stdout = SignalledStdout()
-    monkeypatch.setattr(sys, "stdout", stdout)
-    status = run("--json").status
-    (stamped, summary) = map(json.loads, stdout.getvalue().splitlines())
-    assert stamped["event"] == "stamped"
-    assert status == summary["exit_status"] == 0
-
-
-def test_no_row_of_a_table_is_told_after_the_summary(
-    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A signal comes when the table is about to be told, and it takes long."""
-    tenant.add_phone("ann")
-    stdout = io.StringIO()
-    monkeypatch.setattr(sys, "stdout", stdout)
-    looks = iter([False, True])  # the walk asks for the time, too
-
-    def clock() -> float:
-        if next(looks, False):
-            signal.raise_signal(signal.SIGTERM)
-            threading.Event().wait(20)  # it is broken off
-            raise AssertionError("not broken off")
-        return NOW
-
-    assert run("--dry-run", now=clock).status == 143
-    first, line = stdout.getvalue().splitlines()
-    assert first.startswith("localhost: ")
-    assert ": 1 to stamp; " in line
-    assert line.endswith("; exit status 143")
-
-
-class StdoutThatFills(io.StringIO):
-    """Standard output that takes no more when the totals come."""
-
-    def write(self, text: str) -> int:
-        if "; 1 request, " in text:
-            raise OSError("full")
-        return super().write(text)
-
-
-def test_totals_that_cannot_be_written(
-    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tenant.add_user("ann")
-    monkeypatch.setattr(sys, "stdout", StdoutThatFills())
-    result = run("--dry-run")
-    error, summary = result.err.splitlines()
-    assert result.status == 1
-    assert "standard output cannot be written: full" in error
-    assert summary.endswith("exit status 1")
-
-
-def test_no_request_is_told_of_after_the_summary(
-    tenant: Tenant, run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Pages that were asked for and then not waited for."""
-    let_go = threading.Event()
-
-    def hook(request: Request) -> None:
-        if request.params["offset"] == "300":
-            tenant.wait_for(4)
-            tenant.fail("status", status=400)
-        elif request.params["offset"] != "0":
-            let_go.wait(30)
-
-    tenant.populate(1200)
-    tenant.on_request(hook)
-    with threads_left_behind() as late:
-        result = run("-vv", "--json")
-    assert (result.status, result.summary["requests"]) == (1, 4)
-    let_go.set()
-    wait_for_threads(late)
-    assert [request.status for request in tenant.requests].count(200) == 3
-    assert capsys.readouterr() == ("", "")
-
-
-def test_no_event_is_told_after_the_summary(
-    tenant: Tenant, run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A deletion whose answer comes when a signal has ended the run."""
-
-    def hook(request: Request) -> None:
-        if request.method == "DELETE":  # the tenant's threads, here, would take it, too
-            signal.pthread_kill(main, signal.SIGTERM)
-
-    main = threading.get_ident()
-
-    phone = tenant.add_phone("ann", name=STUCK)
-    tenant.on_request(hook)
-    tenant.fail("hang", method="DELETE", before=False)
-    with threads_left_behind() as late:
-        result = run("-vv", "--json")
-    assert (result.status, result.kinds) == (143, ["deleting"])
-    tenant.release()
-    wait_for_threads(late)
-    assert tenant.phone(phone) is None
-    assert capsys.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(
-    ("last_seen", "left"),
-    [(None, "wait: 0 seconds left"), ("soon", "wait: its last_seen cannot be read")],
-)
-def test_a_phone_that_is_due_when_the_table_is_told(
-    tenant: Tenant, run: Run, last_seen: str | None, left: str
-) -> None:
-    tenant.add_phone("ann", name=str(NOW - 9 * MINUTE), last_seen=last_seen)
-    times = iter([NOW])
-    result = run("-n", now=lambda: next(times, NOW + HOUR))
-    assert result.status == 0
-    assert left in result.out

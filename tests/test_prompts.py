@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import pty
@@ -32,6 +33,7 @@ from tests.support import (
     name_of,
     redirected,
     start,
+    when,
     writes,
 )
 
@@ -448,6 +450,29 @@ def test_a_prompt_left_open_the_next_one_says_how_long_ago_now(
     err = converse((wait, "n"), (nothing, "n"), clock=clock).err
     assert "1 hour ago" in err.split("1 of 2")[1]
     assert "3 hours ago" in err.split("2 of 2")[1]
+
+
+def test_questions_left_open_for_twenty_minutes(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each write is by the time and the record of a read just before it."""
+    phones = [tenant.add_phone(name) for name in ("ann", "bob")]
+    times = [NOW]
+    for each, minutes in zip(phones, (20, 40)):
+        later = functools.partial(times.append, NOW + minutes * MINUTE)
+        when(tenant, "GET", each, later, count=2)
+    monkeypatch.setattr(os, "environ", clean_environment(**tenant.environment()))
+    answers, typed = os.pipe()
+    os.write(typed, b"y\ny\n")
+    os.close(typed)
+    with os.fdopen(answers) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert duo_phone_cleanup.main(["--no-force"], clock=lambda: times[-1]) == 0
+    names = [tenant.phones[each]["name"] for each in phones]
+    assert names == [str(NOW + 20 * MINUTE), str(NOW + 40 * MINUTE)]
+    assert [(each.method, each.path[-20:]) for each in tenant.requests[1:]] == [
+        (method, each) for each in phones for method in ("GET", "GET", "POST")
+    ]
 
 
 # At a terminal

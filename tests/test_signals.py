@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
+import json
 import os
 import pty
 import re
@@ -25,6 +26,7 @@ import pytest
 from tests.simulation.tenant import Request, Tenant
 from tests.support import (
     HOUR,
+    NOW,
     SCRIPT,
     SIGNALS,
     STUCK,
@@ -34,6 +36,8 @@ from tests.support import (
     clean_environment,
     handlers,
     start,
+    threads_left_behind,
+    wait_for_threads,
 )
 
 HUP, INT, TERM = SIGNALS
@@ -344,3 +348,74 @@ def test_a_signal_while_nobody_reads_a_usage_error(
 ) -> None:
     monkeypatch.setattr(sys, "stderr", StalledStderr())
     assert run("-g", "soon").status == 143
+
+
+# The end of the output
+
+
+class SignalledStdout(io.StringIO):
+    """Standard output during whose last line the process is told to end."""
+
+    def write(self, text: str) -> int:
+        if '"summary"' in text:
+            signal.raise_signal(signal.SIGTERM)
+        return super().write(text)
+
+
+def test_a_signal_while_the_summary_is_told(
+    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes too late to stop anything: the summary and the status agree."""
+    tenant.add_phone("ann")
+    stdout = SignalledStdout()
+    monkeypatch.setattr(sys, "stdout", stdout)
+    status = run("--json").status
+    (stamped, summary) = map(json.loads, stdout.getvalue().splitlines())
+    assert stamped["event"] == "stamped"
+    assert status == summary["exit_status"] == 0
+
+
+def test_no_row_of_a_table_is_told_after_the_summary(
+    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal comes when the table is about to be told, and it takes long."""
+    tenant.add_phone("ann")
+    stdout = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stdout)
+    looks = iter([False, True])  # the walk asks for the time, too
+
+    def clock() -> float:
+        if next(looks, False):
+            signal.raise_signal(signal.SIGTERM)
+            threading.Event().wait(20)  # it is broken off
+            raise AssertionError("not broken off")
+        return NOW
+
+    assert run("--dry-run", now=clock).status == 143
+    first, line = stdout.getvalue().splitlines()
+    assert first.startswith("localhost: ")
+    assert ": 1 to stamp; " in line
+    assert line.endswith("; exit status 143")
+
+
+def test_no_event_is_told_after_the_summary(
+    tenant: Tenant, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A deletion whose answer comes when a signal has ended the run."""
+
+    def hook(request: Request) -> None:
+        if request.method == "DELETE":  # the tenant's threads, here, would take it, too
+            signal.pthread_kill(main, signal.SIGTERM)
+
+    main = threading.get_ident()
+
+    phone = tenant.add_phone("ann", name=STUCK)
+    tenant.on_request(hook)
+    tenant.fail("hang", method="DELETE", before=False)
+    with threads_left_behind() as late:
+        result = run("-vv", "--json")
+    assert (result.status, result.kinds) == (143, ["deleting"])
+    tenant.release()
+    wait_for_threads(late)
+    assert tenant.phone(phone) is None
+    assert capsys.readouterr() == ("", "")

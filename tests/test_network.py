@@ -1,0 +1,443 @@
+"""Connections, time-outs, servers that are not Duo's, certificates and proxies."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import datetime
+import os
+import signal
+import socket
+import socketserver
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+import duo_phone_cleanup
+from tests.simulation.tenant import Request, Tenant
+from tests.support import (
+    NETWORK,
+    NO_ANSWER,
+    STUCK,
+    WRITES,
+    OneOfEach,
+    Run,
+    assert_no_secret,
+    assert_no_stale_write,
+    error_line,
+    written_phones,
+)
+
+# Connections
+
+
+def test_connections_are_kept_as_long_as_all_goes_well(
+    tenant: Tenant, run: Run
+) -> None:
+    tenant.populate(1000)
+    for number in range(5):
+        tenant.add_phone(f"u{number}", name=STUCK)
+    assert run().status == 0
+    assert tenant.connections <= 4
+    assert len(tenant.requests) == 4 + 5 * 2
+
+
+def test_no_connection_is_used_twice_after_a_failure(tenant: Tenant, run: Run) -> None:
+    """The server may have closed the others as well, without a word."""
+    tenant.populate(1000)
+    for number in range(5):
+        tenant.add_phone(f"u{number}", name=STUCK)
+    tenant.fail("status", path="users$")
+    assert run().status == 0
+    used = [request.connection for request in tenant.requests]
+    assert len(used) == 1 + 4 + 5 * 2
+    assert len({*used}) == len(used)
+
+
+@pytest.mark.parametrize("kind", ["close_after", "connection_close"])
+def test_a_server_that_closes_after_every_answer(
+    tenant: Tenant, run: Run, kind: str
+) -> None:
+    """Whether it says so or not, all the work gets done."""
+    tenant.populate(1000)
+    fields = [write.fields for write in WRITES] * 4
+    ids = [tenant.add_phone(f"u{n}", **each) for n, each in enumerate(fields)]
+    tenant.fail(kind, times=None)
+    result = run("--json", "--untag")
+    assert (result.status, result.err) == (0, "")
+    assert written_phones(tenant) == ids
+    assert result.outcomes == ["stamped", "deleted", "untagged"] * 4
+    assert_no_stale_write(tenant)
+
+
+@pytest.fixture
+def _soon_idle(monkeypatch: pytest.MonkeyPatch, tenant: Tenant) -> None:
+    """Servers close an idle connection soon, and the program knows it."""
+    assert tenant.idle_seconds
+    assert tenant.idle_seconds > duo_phone_cleanup.IDLE
+    monkeypatch.setattr(duo_phone_cleanup, "IDLE", 0.2)
+    tenant.idle_seconds = 0.4
+
+
+@pytest.mark.usefixtures("_soon_idle")
+def test_an_idle_connection_is_not_used_again(tenant: Tenant, run: Run) -> None:
+    """One page takes long: what brought the others has been closed by then."""
+    tenant.populate(1100)
+    for user in ("ann", "bob", "cleo"):
+        tenant.add_phone(user, name=STUCK)
+
+    def linger(request: Request) -> None:
+        if request.params.get("offset") == "300":
+            time.sleep(0.6)
+
+    tenant.after_request(linger)
+    result = run("-vv")
+    assert result.status == 0
+    assert "this try" not in result.err
+    assert "failed" not in result.err
+    assert len(tenant.requests) == 4 + 3 * 2
+
+
+# Servers that are silent or slow
+
+
+@pytest.fixture
+def silent_port() -> Iterator[str]:
+    """An address that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"localhost:{listener.getsockname()[1]}"
+
+
+def test_a_silent_server(run: Run, silent_port: str) -> None:
+    began = time.monotonic()
+    result = run("--timeout", "0.1", DUO_HOST=silent_port)
+    error_line(result, NO_ANSWER, f"timed out{NETWORK}")
+    assert time.monotonic() - began < 2
+
+
+def test_a_server_that_falls_silent(tenant: Tenant, run: Run) -> None:
+    fault = tenant.fail("hang", times=None)
+    error_line(run("--timeout", "0.1"), NO_ANSWER, f"timed out{NETWORK}")
+    assert fault.hits == 3
+
+
+HANGS: dict[str, dict[str, Any]] = {
+    "page": {"path": "users$"},
+    "re-read": {"method": "GET", "path": "DP-delete"},
+    "stamp": {"method": "POST"},
+    "deletion": {"method": "DELETE"},
+}
+"""What picks the request out of a run that has no answer."""
+
+
+@pytest.mark.parametrize(
+    ("request_kind", "before"),
+    [("page", True), ("re-read", True), ("stamp", False), ("deletion", False)],
+)
+def test_a_time_out_is_ridden_out(
+    tenant: Tenant, run: Run, request_kind: str, before: bool
+) -> None:
+    work = OneOfEach(tenant)
+    fault = tenant.fail("hang", **HANGS[request_kind], before=before)
+    work.assert_done(run("--json", "--untag", "--timeout", "0.3"))
+    assert fault.hits == 1
+
+
+def test_a_page_that_drips_in(
+    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is given up after ten times the time-out, though none of its waits is long."""
+    monkeypatch.setattr(duo_phone_cleanup, "TRIES", 1)
+    tenant.add_user("ann")  # whose record alone takes ten seconds
+    tenant.fail("drip", path="users$", pause=0.02)
+    began = time.monotonic()
+    result = run("--timeout", "0.2")
+    assert 2 <= time.monotonic() - began < 4
+    line, summary = result.err.splitlines()
+    why = f" error: no answer from {tenant.host}: no whole answer in ten time-outs"
+    assert line.endswith(f"{why}: check --host (DUO_HOST), the network and HTTPS_PROXY")
+    assert " nothing was read: 1 failed; 1 request, " in summary
+    assert result.status == 1
+
+
+def test_a_deletion_whose_answer_drips_in(
+    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is then found done. (Its answer is too short to drip for long.)"""
+    monkeypatch.setattr(duo_phone_cleanup, "EXCHANGE", 2)
+    phone = tenant.add_phone("ann", name=STUCK)
+    tenant.fail("drip", method="DELETE", pause=0.1)
+    result = run("--json", "--timeout", "0.5")
+    assert (result.status, result.err) == (0, "")
+    assert result.kinds == ["deleting", "deleted"]
+    assert written_phones(tenant) == [phone]
+    assert len(tenant.requests) == 4  # the last one: another read
+
+
+# Servers that are not Duo's, or none
+
+
+@contextlib.contextmanager
+def server(reply: bytes = b"", certificate: Any = None) -> Iterator[str]:
+    """Serve the same reply to everybody on localhost, over TLS if there is one."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    if certificate:
+        certificate.configure_cert(context)
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                talk = self.request
+                if certificate:
+                    talk = context.wrap_socket(talk, server_side=True)
+                with talk:
+                    talk.recv(65536)
+                    talk.sendall(reply)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    with Server(("127.0.0.1", 0), Handler) as serving:
+        thread = threading.Thread(target=serving.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"localhost:{serving.server_address[1]}"
+        serving.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def dead_port() -> Iterator[str]:
+    """An address where nobody listens, and nobody else will."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        yield f"localhost:{unused.getsockname()[1]}"
+
+
+def test_a_refused_connection(run: Run, dead_port: str) -> None:
+    needed = f"no answer from {dead_port}: ", "onnection refused", NETWORK
+    error_line(run(DUO_HOST=dead_port), *needed)
+
+
+def test_an_unknown_host(run: Run) -> None:
+    # Too long for any name server to be asked about it.
+    host = ".".join(["a" * 60] * 5)
+    error_line(run(DUO_HOST=host), f"no answer from {host[:20]}", NETWORK)
+
+
+@pytest.mark.parametrize(
+    ("reply", "needed"),
+    [
+        (b"", (NO_ANSWER, NETWORK)),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", ("SSH-2.0", "DUO_HOST")),
+        (b"HTTP/1.1 200 OK\r\n" + b"a" * 70_000, ("line", "DUO_HOST")),
+        (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200 + b"\r\n", ("100", "DUO_HOST")),
+        (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+            ("IncompleteRead", "DUO_HOST"),
+        ),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", ("204 No Content",)),
+    ],
+    ids=["nothing", "not HTTP", "long line", "headers", "chunks", "204"],
+)
+def test_a_server_that_is_not_duo(
+    run: Run, tmp_path: Path, reply: bytes, needed: tuple[str, ...]
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with server(reply, authority.issue_cert("localhost")) as host:
+        result = run(DUO_HOST=host, DUO_CA_CERTS=str(tmp_path / "ca.pem"))
+    assert error_line(result, *needed).isprintable()
+
+
+# Certificates
+
+
+def test_a_server_without_tls(run: Run) -> None:
+    with server(b"HTTP/1.1 400 Bad Request\r\n\r\n") as host:
+        line = error_line(run(DUO_HOST=host), f"no answer from {host}: ", NETWORK)
+    assert "_ssl.c" not in line
+    assert "[SSL" not in line
+
+
+@pytest.mark.parametrize(
+    ("name", "trusted", "ends", "needed"),
+    [
+        ("localhost", False, 1, "unable to get local issuer certificate"),
+        (
+            *("api-12345678.duosecurity.com", True, 1),
+            "Hostname mismatch, certificate is not valid for 'localhost'",
+        ),
+        ("localhost", True, -1, "certificate has expired"),
+    ],
+    ids=["of another authority", "for another host", "expired"],
+)
+def test_a_certificate_that_fails(
+    run: Run, tmp_path: Path, name: str, trusted: bool, ends: int, needed: str
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    now = datetime.datetime.now(datetime.timezone.utc)
+    days = [now + datetime.timedelta(days=day) for day in (-2, ends)]
+    certificate = authority.issue_cert(name, not_before=days[0], not_after=days[1])
+    trust = str(tmp_path / "ca.pem") if trusted else ""  # "": duo_client's bundle
+    with server(b"", certificate) as host:
+        result = run(DUO_HOST=host, DUO_CA_CERTS=trust)
+    failed = f"localhost is not trusted: certificate verify failed: {needed}"
+    hint = "is --host (DUO_HOST) right? Or see --ca-certs (DUO_CA_CERTS)"
+    error_line(result, f" error: {failed}: {hint}")
+
+
+def test_without_ca_certs_only_duos_own_are_trusted(tenant: Tenant, run: Run) -> None:
+    result = run(DUO_CA_CERTS="")
+    assert result.status == 1
+    assert "--ca-certs (DUO_CA_CERTS)" in result.err
+    assert tenant.requests == []
+
+
+@pytest.mark.parametrize("word", ["HTTP", "DISABLE"])
+def test_a_file_named_like_a_switch_does_not_turn_verification_off(
+    tenant: Tenant,
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    word: str,
+) -> None:
+    # duo_client takes these words for "not encrypted" and "not verified".
+    monkeypatch.chdir(tmp_path)
+    trustme.CA().cert_pem.write_to_path(word)
+    result = run("--ca-certs", word)
+    assert result.status == 1
+    assert "certificate" in result.err
+    Path(word).write_bytes(tenant.ca_certs.read_bytes())
+    assert tenant.requests == []
+    assert run("--ca-certs", word).status == 0
+
+
+# Proxies
+
+USER, PASSWORD = "proxy-user", "p@ss:wörd"
+LOGIN = "proxy-user:p%40ss%3Aw%C3%B6rd"
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real CONNECT proxy that wants a user and a password; its address."""
+    port_file = tmp_path_factory.mktemp("proxy") / "port"
+    options = ["--port=0", f"--port-file={port_file}", "--hostname=127.0.0.1"]
+    options += [
+        f"--basic-auth={USER}:{PASSWORD}",
+        "--num-workers=1",
+        "--num-acceptors=1",
+    ]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "proxy", *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 30
+    while not (port_file.exists() and port_file.read_text().strip()):
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)  # it tells by nothing but this file
+    yield f"127.0.0.1:{port_file.read_text().strip()}"
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+@pytest.mark.parametrize("scheme", ["http://", "HTTP://", ""])
+def test_goes_through_a_proxy(
+    tenant: Tenant, run: Run, proxy: str, scheme: str
+) -> None:
+    phone = tenant.add_phone("ann")
+    result = run("-vv", HTTPS_PROXY=f"{scheme}{LOGIN}@{proxy}")
+    assert result.status == 0
+    assert tenant.phones[phone]["name"].isdigit()
+    # Duo's name, not the proxy's, is what the certificate was checked for.
+    assert tenant.server_names == ["localhost"]
+    for secret in (PASSWORD, LOGIN, USER):
+        assert secret not in result.err
+
+
+def test_no_proxy_goes_past_the_proxy(tenant: Tenant, run: Run) -> None:
+    tenant.add_user("ann")
+    result = run(HTTPS_PROXY="http://127.0.0.1:1", NO_PROXY="localhost")
+    assert result.status == 0
+    assert len(tenant.requests) == 1
+
+
+def test_a_proxy_that_refuses_is_named(
+    tenant: Tenant, run: Run, proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duo_phone_cleanup, "PAUSE", 0.01)
+    result = run(HTTPS_PROXY=f"http://{USER}:SECRET@{proxy}")
+    assert result.status == 1
+    hint = "check --host (DUO_HOST), the network and HTTPS_PROXY"
+    assert f"no answer from the proxy {proxy}: " in result.err
+    assert f"407 Proxy Authentication Required: {hint}\n" in result.err
+    assert "SECRET" not in result.err
+    assert tenant.requests == []
+
+
+@pytest.mark.parametrize("login", ["", "proxy-user:proxy-password@"])
+@pytest.mark.parametrize(
+    ("reply", "needed", "hint"),
+    [
+        (None, "onnection refused", NETWORK),
+        (b"HTTP/1.1 407 Login, please\r\n\r\n", "407 Login, please", NETWORK),
+        (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", "502 Bad Gateway", NETWORK),
+        (b"220 mail.example.com ESMTP\r\n", "220 mail.example.com", ""),
+    ],
+    ids=["refused", "407", "502", "not a proxy"],
+)
+def test_a_proxy_that_fails(
+    tenant: Tenant,
+    run: Run,
+    dead_port: str,
+    login: str,
+    reply: bytes | None,
+    needed: str,
+    hint: str,
+) -> None:
+    with server(reply or b"") as address:
+        proxy = dead_port if reply is None else address
+        results = [
+            run(*argv, HTTPS_PROXY=f"http://{login}{proxy}") for argv in ((), ("-vvv",))
+        ]
+    error_line(results[0], f"the proxy {proxy}", needed, hint)
+    assert tenant.requests == []
+    for result in results:
+        assert_no_secret(result)
+        for secret in ("proxy-", base64.b64encode(login.rstrip("@").encode()).decode()):
+            assert not secret or secret not in result.err
+
+
+@pytest.mark.parametrize(
+    ("proxy", "dialed"),
+    [
+        ("HTTP://localhost:1", "localhost:1"),
+        ("http://LOCALHOST:1/", "localhost:1"),
+        ("HTTP://me:SECRET@LocalHost:1", "localhost:1"),
+        ("http://[::FFFF:7F00:1]:1", "::ffff:7f00:1:1"),
+        ("HTTP://[::FFFF:127.0.0.1]:1", "::ffff:127.0.0.1:1"),
+    ],
+)
+def test_capitals_in_a_proxy_are_fine(
+    tenant: Tenant, run: Run, proxy: str, dialed: str
+) -> None:
+    """Nothing answers there: what was dialed is named, without a password."""
+    result = run(HTTPS_PROXY=proxy)
+    assert result.status == 1
+    line, summary = result.err.splitlines()
+    assert f" error: no answer from the proxy {dialed}: " in line.lower()
+    assert " nothing was read: 1 failed; 0 requests, " in summary
+    assert "SECRET" not in result.err
+    assert tenant.requests == []

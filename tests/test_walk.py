@@ -1,0 +1,554 @@
+"""What a run looks at: the listing of users, named users, and their phones."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.simulation.tenant import MISSING, Record, Request, Tenant
+from tests.support import (
+    MINUTE,
+    NOW,
+    SET_UP,
+    STAMPED,
+    STUCK,
+    Run,
+    Write,
+    each_write,
+    error_line,
+    names,
+    write_methods,
+    writes,
+    written_phones,
+)
+
+
+def offsets(tenant: Tenant) -> list[int]:
+    """The pages of the user listing that were asked for."""
+    listing = [each for each in tenant.requests if each.path.endswith("/users")]
+    return [int(each.params["offset"]) for each in listing]
+
+
+# The pages of the listing
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (0, [0]),
+        (299, [0]),
+        (300, [0]),
+        (301, [0, 300]),
+        (600, [0, 300]),
+        (1900, [*range(0, 1900, 300)]),
+    ],
+)
+def test_pages(tenant: Tenant, run: Run, count: int, expected: list[int]) -> None:
+    tenant.populate(max(0, count - 1))
+    ids = {"last": tenant.add_phone("last")} if count else {}
+    assert run().status == 0
+    assert set(names(tenant, ids).values()) <= {STAMPED}
+    assert sorted(offsets(tenant)) == expected
+    listing = [r for r in tenant.requests if r.path.endswith("/users")]
+    assert {each.params["limit"] for each in listing} == {"300"}
+
+
+LENGTHS: dict[str, Callable[[int], int]] = {
+    "one less": lambda _: 299,
+    "short": lambda _: 100,
+    "growing": lambda offset: min(300, 40 + offset),
+    "shrinking": lambda offset: max(50, 300 - offset),
+    "up and down": lambda offset: 300 if offset % 2 else 151,
+}
+
+
+@pytest.mark.parametrize("null", [False, True])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_pages_of_other_lengths_than_asked(
+    tenant: Tenant, run: Run, length: str, null: bool
+) -> None:
+    """Each user is seen once, wherever Duo chooses to go on."""
+    tenant.populate(350)
+    first = tenant.add_phone("ann")
+    tenant.populate(350)
+    last = tenant.add_phone("bob")
+    tenant.last_offset_null = null
+
+    def shorten(request: Request) -> None:
+        if "offset" in request.params:
+            offset = int(request.params["offset"])
+            request.params["limit"] = str(LENGTHS[length](offset))
+
+    tenant.on_request(shorten)
+    result = run("--json")
+    assert (result.status, result.err) == (0, "")
+    assert result.kinds == ["stamped", "stamped"]
+    assert written_phones(tenant) == [first, last]
+    assert result.summary["users_seen"] == 702
+    assert result.summary["phones_seen"] == len(tenant.phones)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [MISSING, {}, {"next_offset": None}, {"total_objects": "1"}],
+    ids=["none", "empty", "no next one", "total in text"],
+)
+@pytest.mark.parametrize("users", [(), ("ann",)])
+def test_a_single_page_that_says_little_about_itself(
+    tenant: Tenant, run: Run, metadata: Any, users: tuple[str, ...]
+) -> None:
+    phone = tenant.add_phone("ann", name=STUCK)
+    page = [{"username": "ann", "phones": [tenant.phone(phone)]}]
+    tenant.fail("answer", path="users$", response=page, metadata=metadata)
+    result = run("--json", *users)
+    assert (result.status, result.err) == (0, "")
+    assert written_phones(tenant) == [phone]
+
+
+def test_a_listing_that_grows_is_read_to_its_end(tenant: Tenant, run: Run) -> None:
+    tenant.populate(301)
+    ids = {}
+
+    def grow(request: Request) -> None:
+        """The first two times that the last page is asked for, it no longer is."""
+        offset = request.params.get("offset")
+        if offset in ("300", "600") and offset not in ids:
+            ids[offset] = ""
+            tenant.populate(299)
+            ids[offset] = tenant.add_phone(f"new at {offset}")
+
+    tenant.on_request(grow)
+    assert run().status == 0
+    assert names(tenant, ids) == {"300": STAMPED, "600": STAMPED}
+    assert sorted(offsets(tenant)) == [0, 300, 600, 900]
+
+
+@pytest.mark.parametrize("left", [250, 650])
+def test_a_listing_that_shrinks_is_read_to_its_end(
+    tenant: Tenant, run: Run, left: int
+) -> None:
+    ids = {"first": tenant.add_phone("first")}
+    tenant.populate(left - 2)
+    ids["last"] = tenant.add_phone("last")
+    tenant.populate(1500 - left)
+
+    def shrink(request: Request) -> None:
+        if request.params.get("offset", "0") != "0":
+            with tenant.lock:
+                for user in list(tenant.users)[left:]:
+                    del tenant.users[user]
+
+    tenant.on_request(shrink)
+    assert run().status == 0
+    assert set(names(tenant, ids).values()) == {STAMPED}
+    assert len(set(offsets(tenant))) == len(offsets(tenant))
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_page_that_turns_out_not_to_be_needed(
+    tenant: Tenant, run: Run, silent: bool
+) -> None:
+    """Most users go after the first page, so that it has named too many.
+
+    The pages asked for on that account fail, while there is still work to do.
+    """
+    ids = [tenant.add_phone(f"u{number}", name=STUCK) for number in range(16)]
+    tenant.populate(1484)
+    tenant.slow(request=0.1 if silent else 0)
+    asked, over = threading.Event(), threading.Event()
+
+    def shrink(request: Request) -> None:
+        if request.params.get("offset") == "0":
+            with tenant.lock:
+                for user_id in [*tenant.users][600:]:
+                    del tenant.users[user_id]
+
+    def refuse(request: Request) -> None:
+        offset = int(request.params.get("offset", 0))
+        if offset == 300:
+            assert asked.wait(20)
+        if offset >= 600:
+            asked.set()
+            if silent:
+                over.wait(20)
+            request.params["limit"] = "0"  # which is answered with 400
+
+    tenant.after_request(shrink)
+    tenant.on_request(refuse)
+    try:
+        result = run("--json", "--timeout", "0.4" if silent else "10")
+    finally:
+        over.set()
+    assert (result.status, result.err) == (0, "")
+    assert written_phones(tenant) == ids
+    assert result.summary["users_seen"] == 600
+    tries = Counter(each.params.get("offset") for each in tenant.requests)
+    assert tries["600"] == (3 if silent else 1)
+
+
+def serve_pages(tenant: Tenant, ids: list[str], metadata: list[Any]) -> None:
+    """Answer with these pages, of one user each, and this about them.
+
+    With the last of them also whatever is asked for at the same time or later.
+    """
+    for number, (phone_id, said) in enumerate(zip(ids, metadata), 1):
+        user = {"username": f"u{number}", "phones": [tenant.phone(phone_id)]}
+        fault = tenant.fail("answer", path="users", response=[user], metadata=said)
+    fault.times = None
+
+
+@pytest.mark.parametrize("total", [MISSING, None, 0, 1, "3"], ids="-n01s")
+def test_a_listing_without_a_usable_length_is_read_to_its_end(
+    tenant: Tenant, run: Run, total: Any
+) -> None:
+    ids = [tenant.add_phone(f"u{n}") for n in range(3)]
+    length = {} if total is MISSING else {"total_objects": total}
+    following: list[Any] = [{"next_offset": 1}, {"next_offset": 2}, {}]
+    serve_pages(tenant, ids, [{**each, **length} for each in following])
+    assert run().status == 0
+    assert [tenant.phones[each]["name"] for each in ids] == [STAMPED] * 3
+    assert offsets(tenant) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("following", [300, 299, 0, -1])
+@pytest.mark.parametrize("length", [{}, {"total_objects": 9000}], ids=["", "length"])
+def test_a_listing_that_does_not_go_on_ends_the_run(
+    tenant: Tenant, run: Run, following: int, length: Record
+) -> None:
+    ids = [tenant.add_phone(f"u{n}") for n in range(2)]
+    said = [{"next_offset": 300}, {"next_offset": following}]
+    serve_pages(tenant, ids, [{**each, **length} for each in said])
+    result = run()
+    assert result.status == 1
+    assert "listing" in result.err
+    assert writes(tenant) == []
+    assert len(set(offsets(tenant))) == len(offsets(tenant))
+
+
+def test_an_offset_that_does_not_grow(tenant: Tenant, run: Run) -> None:
+    metadata = {"total_objects": 900, "next_offset": 300}
+    fault = tenant.fail("answer", response=[], metadata=metadata, times=None)
+    error_line(run(), "next_offset")
+    assert fault.hits <= 3
+
+
+@pytest.mark.parametrize("times", [1, None])
+def test_a_listing_that_ends_too_early(
+    tenant: Tenant, run: Run, times: int | None
+) -> None:
+    """A phone that was not seen may be the one too many: nothing is written."""
+    tenant.add_phone("ann", name=STUCK)
+    tenant.add_phone("ann", "bob")
+    tenant.populate(898)
+    tenant.fail("end_early", path="users$", times=times)
+    result = run("--json")
+    error, summary = result.err.splitlines()
+    assert error.endswith(" error: Duo's listing ends before its total")
+    assert "300 users, " in summary
+    assert ", 2 in limbo: 1 failed; 1 request, " in summary
+    assert (result.status, result.kinds) == (1, ["failed"])
+    seen = [result.summary[each] for each in ("users_seen", "limbo", "requests")]
+    assert seen == [300, 2, 1]
+    assert written_phones(tenant) == []
+
+
+def test_at_most_four_pages_wait_for_a_slow_reader(tenant: Tenant, run: Run) -> None:
+    """The time is asked for each phone: the reader is slow with the second page."""
+    tenant.populate(3001)
+    looked = threading.Event()
+
+    def clock() -> float:
+        if len(tenant.requests) > 1 and not looked.is_set():
+            looked.set()
+            tenant.wait_for(1 + 4, path="users", timeout=5)
+            with pytest.raises(TimeoutError):
+                tenant.wait_for(1 + 5, path="users", timeout=0.2)
+        return NOW
+
+    assert run(now=clock).status == 0
+    assert looked.is_set()
+    assert sorted(offsets(tenant)) == [*range(0, 3001, 300)]
+
+
+# Named users
+
+
+def test_several_hundred_users_are_looked_up_by_the_hundred(
+    tenant: Tenant, run: Run
+) -> None:
+    asked = [f"user{n}" for n in range(250)]
+    ids = {user: tenant.add_phone(user) for user in asked}
+    bystander = tenant.add_phone("bystander")
+    assert run("-v", *asked[:120], "nobody", *asked[120:]).status == 1
+    assert set(names(tenant, ids).values()) == {STAMPED}
+    assert tenant.phones[bystander]["name"] == ""
+    lookups = [r.params["username_list"] for r in tenant.requests if r.path[-1] == "s"]
+    assert list(map(len, map(json.loads, lookups))) == [100, 100, 51]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ["ANN", "bob@example.com"],
+        ["annie", "B.Obson"],
+        ["ann", "Ann", "ANNIE", "annie@EXAMPLE.com", "Bob@Example.COM", "BOB"],
+    ],
+    ids=["other case", "aliases", "all at once"],
+)
+def test_names_are_matched_as_duo_does(
+    tenant: Tenant, run: Run, asked: list[str]
+) -> None:
+    old: Record = {f"alias{n}": MISSING for n in range(1, 5)}  # they are in aliases
+    tenant.add_user("Ann", aliases=["Annie", "annie@example.com"], **old)
+    tenant.add_user("BOB", aliases=["b.obson", "Bob@example.com"])
+    ids = {user: tenant.add_phone(user) for user in ("ann", "bob", "cleo")}
+    result = run("-v", "--json", *asked)
+    assert (result.status, result.kinds) == (0, ["stamped", "stamped"])
+    expected = {"ann": STAMPED, "bob": STAMPED, "cleo": ""}
+    assert names(tenant, ids) == expected
+
+
+@pytest.mark.parametrize("json_lines", [False, True], ids=["log", "json"])
+@pytest.mark.parametrize("mode", ["--force", "--dry-run"])
+def test_an_unknown_user_does_not_stop_the_others(
+    tenant: Tenant, run: Run, mode: str, json_lines: bool
+) -> None:
+    ids = {user: tenant.add_phone(user) for user in ("ann", "bob")}
+    argv = [mode, "ann", "Nobody", "bob", *["--json"] * json_lines]
+    result = run(*argv)
+    assert result.status == 1
+    stamped = STAMPED if mode == "--force" else ""
+    assert names(tenant, ids) == {"ann": stamped, "bob": stamped}
+    (line,) = result.err.splitlines()[:1]
+    assert "Nobody" in line
+    assert "ann" not in line
+    if json_lines:
+        unknown = [e for e in result.events if e["event"] == "unknown_user"]
+        assert [each["user"] for each in unknown] == ["Nobody"]
+        assert result.summary["unknown_user"] == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "unknown"),
+    [
+        (["Nobody", "NOBODY", "nobody"], ["Nobody", "NOBODY", "nobody"]),
+        (["nobody", "ann", "Nobody"], ["nobody", "Nobody"]),
+        (["nobody", "nobody"], ["nobody"]),
+        (["ann", "ANN", "stra\u00dfe", "STRASSE"], ["stra\u00dfe", "STRASSE"]),
+    ],
+)
+def test_each_spelling_of_a_name_is_answered_for(
+    tenant: Tenant, run: Run, asked: list[str], unknown: list[str]
+) -> None:
+    tenant.add_user("Ann")
+    result = run("--json", *asked)
+    assert result.status == 1
+    assert [each["user"] for each in result.events[:-1]] == unknown
+    assert result.summary["unknown_user"] == len(unknown)
+    assert result.summary["users_seen"] == any(name in asked for name in ("ann", "ANN"))
+    told = [line.partition(" error: ")[2] for line in result.err.splitlines()]
+    assert told[: len(unknown)] == [f"no such user in Duo: {name}" for name in unknown]
+
+
+def test_spellings_of_a_user_and_of_nobody(tenant: Tenant, run: Run) -> None:
+    """Duo takes names that differ in case for one; a person may not."""
+    phone = tenant.add_phone("straße", name=STUCK)
+    names = ["nobody", "STRASSE", "Nobody", "straße", "NOBODY", "Nobody"]
+    result = run("--json", *names)
+    unknown = [each["user"] for each in result.events if "user" in each]
+    assert unknown == ["nobody", "Nobody", "NOBODY"]
+    assert result.err.count("error: ") == 3
+    assert (result.status, result.summary["users_seen"]) == (1, 1)
+    assert written_phones(tenant) == [phone]
+
+
+@pytest.mark.parametrize("others", [[], ["ann"]])
+def test_an_empty_user_name_is_an_unknown_user(
+    tenant: Tenant, run: Run, others: list[str]
+) -> None:
+    """It stands for nobody: not for everybody, nor for a user without a name."""
+    ann = tenant.add_phone("ann")
+    for user in ("bob", ""):
+        tenant.add_phone(user)
+    result = run("--json", *others, "")
+    unknown = [each["user"] for each in result.events[:-1] if "user" in each]
+    assert (result.status, unknown) == (1, [""])
+    assert result.summary["users_seen"] == len(others)
+    tagged = [phone_id for phone_id, each in tenant.phones.items() if each["name"]]
+    assert tagged == [ann] * len(others)
+
+
+@pytest.mark.parametrize("name", ["ann", "ANN", "a.miller"])
+def test_a_server_that_ignores_the_question(
+    tenant: Tenant, run: Run, name: str
+) -> None:
+    """It answers with everybody, a page of them: only those asked for are looked at."""
+    tenant.add_user("ann", aliases=["A.Miller"])
+    ids = [tenant.add_phone(user, name=STUCK) for user in ("bob", "ann", "cleo")]
+    tenant.populate(400)
+    fault = tenant.fail("ignore_names", path="users$", times=None)
+    result = run("--json", name)
+    assert (result.status, result.err) == (0, "")
+    assert written_phones(tenant) == [ids[1]]
+    assert (result.summary["users_seen"], result.summary["limbo"]) == (1, 1)
+    assert fault.hits == 1
+
+
+def test_a_name_that_nobody_bears_widens_nothing(tenant: Tenant, run: Run) -> None:
+    tenant.add_phone("bob", name=STUCK)
+    tenant.fail("ignore_names", path="users$", times=None)
+    result = run("--json", "bo")
+    assert (result.status, result.kinds) == (1, ["unknown_user"])
+    assert result.summary["users_seen"] == 0
+    assert written_phones(tenant) == []
+
+
+# Shared phones
+
+
+@pytest.mark.parametrize("argv", [[], ["bob"]], ids=["all", "one of them named"])
+@pytest.mark.parametrize(("name", "event"), [("", "stamped"), (STUCK, "deleted")])
+def test_a_shared_phone_comes_once_and_names_all(
+    tenant: Tenant, run: Run, argv: list[str], name: str, event: str
+) -> None:
+    tenant.add_phone("ann", "bob", "cleo", name=name)
+    result = run("-v", "--json", "--no-force", *argv, stdin="y\n")
+    assert result.status == 0
+    assert len(writes(tenant)) == 1
+    lines = result.err.splitlines()
+    prompts = [line for line in lines if "1 of 1" in line]
+    actions = [line for line in lines if event in line and line not in prompts]
+    for shown in (prompts[0], actions[0]):
+        assert "ann, bob, cleo" in shown
+    assert len(prompts) == 1
+    last = result.events[-2]
+    assert (last["event"], last["users"]) == (event, ["ann", "bob", "cleo"])
+
+
+@pytest.mark.parametrize("users", [(), ("ann", "user000002", "BOB")])
+@each_write
+def test_a_shared_phone_once(
+    tenant: Tenant, run: Run, write: Write, users: tuple[str, ...]
+) -> None:
+    """However many users share it, on whatever pages they are."""
+    tenant.add_user("ann")
+    tenant.populate(300)
+    phone_id = tenant.add_phone("ann", "user000002", "bob", **write.fields)
+    result = run("--json", "--untag", *users)
+    assert result.status == 0
+    assert write_methods(tenant) == [write.method]
+    told = result.events[-2]
+    assert (told["event"], told["phone_id"]) == (write.event, phone_id)
+    assert told["users"] == ["ann", "user000002", "bob"]
+    assert result.summary[write.event] == 1
+    assert result.summary["limbo"] == (write.name != "untag")
+
+
+def test_all_who_share_a_phone_are_told_of(tenant: Tenant, run: Run) -> None:
+    """Also of a phone that is left alone, which is not read again."""
+    tenant.add_phone("ann", "bob", "cleo", name=str(NOW - MINUTE))
+    (waiting,) = run("--json", "-v").events[:-1]
+    assert (waiting["event"], waiting["users"]) == ("waiting", ["ann", "bob", "cleo"])
+
+
+def test_a_phone_listed_twice_for_one_user_is_told_once(
+    tenant: Tenant, run: Run
+) -> None:
+    phone = tenant.add_phone("ann")
+    (user,) = tenant.users.values()
+    user["phones"] = [phone, phone]
+    result = run("--json")
+    assert [(each["event"], each["users"]) for each in result.events[:-1]] == [
+        ("stamped", ["ann"])
+    ]
+
+
+# Records with holes
+
+
+@pytest.mark.parametrize("phones", [[], None, MISSING], ids=["none", "null", "missing"])
+@pytest.mark.parametrize("argv", [[], ["cleo", "bob"]], ids=["all", "named"])
+def test_users_without_phones(
+    tenant: Tenant, run: Run, phones: Any, argv: list[str]
+) -> None:
+    tenant.add_user("cleo", phones=phones)
+    phone_id = tenant.add_phone("bob")
+    assert run(*argv).status == 0
+    assert tenant.phones[phone_id]["name"] == STAMPED
+
+
+@pytest.mark.parametrize("entry", [None, 7, "DPX", [], [{}]], ids=repr)
+def test_a_phone_that_is_no_object(tenant: Tenant, run: Run, entry: Any) -> None:
+    """It ends the walk, as phones do that are no list, and nothing is written."""
+    phone_id = tenant.add_phone("bob", name=STUCK)
+    phones = [entry, tenant.phone(phone_id)]
+    users = [{"username": "ann", "phones": phones}]
+    tenant.fail("answer", path="users$", response=users)
+    result = run("--json")
+    error_line(result, "error: Duo gives user ann phones that are no records")
+    assert (result.status, result.kinds) == (1, ["failed"])
+    assert tenant.phone(phone_id)
+    assert len(tenant.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "phone_id",
+    [
+        *(MISSING, None, "", 12345, 1.5, True, [], {}),
+        *(".", "DP/../X", "DP X", "DP%2e", "DP\u00e9"),
+        *("../users/{user}", "..%2Fusers%2F{user}", "/admin/v1/users/{user}"),
+        *("{phone}/", "{phone}?x=1", "{phone}#", "{phone}\n", "./{phone}", " ", "é"),
+    ],
+    ids=lambda value: "missing" if value is MISSING else repr(value),
+)
+@pytest.mark.parametrize("mode", ["--force", "--dry-run"])
+def test_a_phone_without_a_usable_id_is_named_and_left_alone(
+    tenant: Tenant, run: Run, phone_id: Any, mode: str
+) -> None:
+    """Such an id is no reason to stop, and must not lead to another path."""
+    target = tenant.add_user("target")
+    other = tenant.add_phone("target", name="Mine")
+    if isinstance(phone_id, str):
+        phone_id = phone_id.format(user=target, phone=other)
+    tenant.add_phone("ann", phone_id=phone_id, name=STUCK)
+    healthy = tenant.add_phone("bob")
+    result = run(mode)
+    assert result.status == 1
+    line = result.err.splitlines()[0]
+    assert "ann" in line
+    assert "phone_id" in line
+    assert tenant.phones[healthy]["name"] == (STAMPED if mode == "--force" else "")
+    paths = {each.path for each in tenant.requests}
+    assert paths <= {"/admin/v1/users", f"/admin/v1/phones/{healthy}"}
+
+
+def test_an_odd_id_of_a_phone_in_use_is_no_concern(tenant: Tenant, run: Run) -> None:
+    tenant.add_phone("ann", phone_id=None, **SET_UP)
+    result = run()
+    assert (result.status, result.err) == (0, "")
+
+
+@pytest.mark.parametrize("odd", [None, 7, True, "", [], {}, {"a": 1}], ids=repr)
+def test_fields_of_odd_types_do_no_harm(tenant: Tenant, run: Run, odd: Any) -> None:
+    """The verdict needs a platform and a name; the rest is only shown."""
+    fields = ("number", "model", "type", "extension", "capabilities", "users")
+    phone_id = tenant.add_phone("ann", name=STUCK, **dict.fromkeys(fields, odd))
+    strange = [
+        tenant.add_phone("ann", name=STUCK, platform=odd),
+        tenant.add_phone("ann", name={"a": odd}),
+    ]
+    for field in ("username", "user_id", "aliases", "alias1", "email", "groups"):
+        next(iter(tenant.users.values()))[field] = odd
+    tenant.add_user("bob", phones=None)
+    tenant.add_user("cleo", phones=MISSING)
+    result = run("--json", "-v")
+    assert (result.status, result.kinds) == (0, ["deleting", "deleted", "named"])
+    assert tenant.phone(phone_id) is None
+    assert all(tenant.phone(each) for each in strange)
+    assert not re.search("Traceback|Error", result.err)

@@ -1,0 +1,663 @@
+"""What a run writes, and when it does not: whatever happens in the meantime."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+import duo_phone_cleanup
+from tests.simulation.tenant import MISSING, Request, Tenant, cast
+from tests.support import (
+    GONE,
+    HOUR,
+    MINUTE,
+    NOW,
+    SET_UP,
+    STAMPED,
+    STUCK,
+    WRITES,
+    Result,
+    Run,
+    Write,
+    add_situations,
+    assert_no_stale_write,
+    each_write,
+    names,
+    phone_of,
+    start,
+    when,
+    write_methods,
+    writes,
+    written_phones,
+)
+
+# What is written
+
+
+@pytest.mark.parametrize(
+    ("argv", "stdin", "changed"),
+    [
+        pytest.param("", "", {"begun": STAMPED, "stuck": GONE}, id="all users"),
+        pytest.param("begun", "", {"begun": STAMPED}, id="one user to stamp"),
+        pytest.param("stuck", "", {"stuck": GONE}, id="one user to delete"),
+        pytest.param(
+            *("young stuck begun named", "", {"begun": STAMPED, "stuck": GONE}),
+            id="several users",
+        ),
+        pytest.param(
+            *("--no-force", "y\ny\n", {"begun": STAMPED, "stuck": GONE}),
+            id="asked, yes",
+        ),
+        pytest.param("--no-force", "n\nn\n", {}, id="asked, no"),
+        pytest.param("--no-force", "n\ny\n", {"stuck": GONE}, id="asked, no and yes"),
+        pytest.param(
+            *("--no-force", "y\nn\n", {"begun": STAMPED}), id="asked, yes and no"
+        ),
+        pytest.param("young named done", "", {}, id="nothing to do"),
+        pytest.param("-g 9 young", "", {"young": GONE}, id="a grace period just over"),
+    ],
+)
+def test_scenarios(
+    tenant: Tenant, run: Run, argv: str, stdin: str, changed: dict[str, str]
+) -> None:
+    ids = add_situations(tenant)
+    before = names(tenant, ids)
+    result = run(*argv.split(), stdin=stdin)
+    assert result.status == 0
+    assert names(tenant, ids) == {**before, **changed}
+    assert len(writes(tenant)) == len(changed)
+    if "--no-force" not in argv:
+        assert (result.out, result.err) == ("", "")
+
+
+def test_the_life_of_one_phone(tenant: Tenant, run: Run) -> None:
+    ids = {"ann": tenant.add_phone("ann")}
+    life = []
+    for now in (NOW, NOW + 10 * MINUTE - 1, NOW + 10 * MINUTE, NOW + HOUR):
+        assert run(now=now).status == 0
+        life.append(names(tenant, ids)["ann"])
+    assert life == [STAMPED, STAMPED, GONE, GONE]
+    assert len(writes(tenant)) == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "stdin", "name"),
+    [
+        ("", "", STUCK),
+        ("--no-untag", "", STUCK),
+        ("--untag", "", ""),
+        ("--untag --dry-run", "", STUCK),
+        ("--untag --no-force", "n\n", STUCK),
+        ("--untag --no-force", "y\n", ""),
+    ],
+)
+def test_untag(tenant: Tenant, run: Run, argv: str, stdin: str, name: str) -> None:
+    ids = {
+        "finished": tenant.add_phone("ann", name=STUCK, **SET_UP),
+        "named since": tenant.add_phone("bob", name="iPhone", **SET_UP),
+        "still at it": tenant.add_phone("cleo", name=str(NOW)),
+    }
+    before = names(tenant, ids)
+    assert run(*argv.split(), stdin=stdin).status == 0
+    assert names(tenant, ids) == {**before, "finished": name}
+    assert len(writes(tenant)) == (name == "")
+
+
+def test_nothing_is_changed_but_a_phones_name_and_nothing_deleted_but_a_phone(
+    tenant: Tenant, run: Run
+) -> None:
+    cast(tenant, NOW)
+    tenant.add_phone("hal", name=STUCK, **SET_UP)
+    assert run("--untag").status == 0
+    assert {(each.method, *each.params) for each in writes(tenant)} == {
+        ("POST", "name"),
+        ("DELETE",),
+    }
+    for request in writes(tenant):
+        assert re.fullmatch("/admin/v1/phones/DP[A-Z0-9]+", request.path)
+
+
+@pytest.mark.parametrize(
+    ("argv", "ahead"),
+    [("", True), ("ann bob cleo", True), ("--no-force", False)],
+)
+def test_the_next_phone_is_read_while_this_one_is_written(
+    tenant: Tenant, run: Run, argv: str, ahead: bool
+) -> None:
+    """Where nothing is asked; and no further, and never two writes at a time."""
+    ids = [tenant.add_phone(user, name=STUCK) for user in ("ann", "bob", "cleo")]
+    told: list[str] = []
+
+    def look(request: Request) -> None:
+        if request.method == "DELETE":
+            told.append(f"write {ids.index(request.path[-20:])}")
+            if ids[1] in request.path:
+                try:
+                    tenant.wait_for(path=ids[2], timeout=5 if ahead else 0.3)
+                    told.append("the next is read")
+                except TimeoutError:
+                    told.append("the next is not read")
+
+    tenant.on_request(look)
+    assert run(*argv.split(), stdin="y\ny\ny\n").status == 0
+    reading = "the next is read" if ahead else "the next is not read"
+    assert told == ["write 0", "write 1", reading, "write 2"]
+
+
+# People
+
+LIMBO = {"platform": "Generic Smartphone", "activated": False}
+CHANGES: dict[str, dict[str, Any]] = {
+    "activated": SET_UP,
+    "named by a person": {"name": "Ann's spare"},
+    "tagged afresh": {"name": str(NOW - MINUTE)},
+    "tagged earlier": {"name": str(NOW - 2 * HOUR)},
+    "tag removed": {"name": ""},
+    "tag removed, null": {"name": None},
+    "in use since": {"last_seen": NOW - MINUTE},
+    "back in limbo": LIMBO,
+}
+MEANWHILE = {
+    "stamp": list(CHANGES)[:4],
+    "deletion": list(CHANGES)[:-1],
+    "untag": ["named by a person", "tag removed", "back in limbo"],
+}
+
+
+@pytest.mark.parametrize(
+    ("write", "change"),
+    [(write, change) for write in WRITES for change in MEANWHILE[write.name]],
+    ids=lambda value: getattr(value, "name", value),
+)
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_phone_that_has_changed_is_left_alone(
+    tenant: Tenant, run: Run, write: Write, change: str, asked: bool
+) -> None:
+    """It changed after the walk, or while the question about it was open."""
+    phone_id = tenant.add_phone("ann", **write.fields)
+    phone = tenant.phones[phone_id]
+    expected = {**phone, **CHANGES[change]}
+    happen = functools.partial(phone.update, CHANGES[change])
+    when(tenant, "GET", phone_id, happen, count=1 + asked)
+    result = run("--json", "--untag", *["--no-force"] * asked, stdin="y\n" * asked)
+    assert (result.status, result.kinds) == (0, ["changed"])
+    assert write_methods(tenant) == []
+    assert tenant.phone(phone_id) == expected
+    assert asked or result.err == ""
+
+
+@pytest.mark.parametrize("tag", [NOW - HOUR - 1, NOW - HOUR + 1])
+def test_a_phone_with_another_tag_that_is_due_as_well(
+    tenant: Tenant, run: Run, tag: int
+) -> None:
+    """Another run may have deleted it, and its user begun again: not seen by us."""
+    phone = tenant.add_phone("ann", name=str(NOW - HOUR))
+
+    def tag_afresh(request: Request) -> None:
+        if request.path.endswith(phone):
+            tenant.phones[phone]["name"] = str(tag)
+
+    tenant.on_request(tag_afresh)
+    assert run("--json").kinds == ["changed"]
+    assert tenant.phones[phone]["name"] == str(tag)
+
+
+@pytest.mark.parametrize("answer", [404, 200, 204])
+@pytest.mark.parametrize("moment", ["read", "read after the answer", "write"])
+@each_write
+def test_a_phone_that_has_gone_is_a_success(
+    tenant: Tenant, run: Run, write: Write, moment: str, answer: int
+) -> None:
+    """However Duo then answers a DELETE: if with a success, it counts as ours."""
+    tenant.gone_status = answer
+    phone_id = tenant.add_phone("ann", **write.fields)
+    asked = moment == "read after the answer"
+    method = write.method if moment == "write" else "GET"
+    when(tenant, method, phone_id, tenant.phones.clear, count=1 + asked)
+    result = run("--json", "--untag", *["--no-force"] * asked, stdin="y\n" * asked)
+    assert result.status == 0
+    ours = write.method == method == "DELETE" and answer != 404
+    assert result.outcomes == ["deleted" if ours else "gone"]
+    assert write_methods(tenant) == [write.method] * (moment == "write")
+    assert asked or result.err == ""
+
+
+# Other runs
+
+
+class Work:
+    """Phones to write to, and phones that are none of a run's business.
+
+    By the real clock, which processes go by.
+    """
+
+    def __init__(self, tenant: Tenant, count: int = 1) -> None:
+        self.tenant, self.now = tenant, int(time.time())
+        old = str(self.now - HOUR)
+        users = [f"user-{number}" for number in range(count)]
+        self.stamp = [tenant.add_phone(user) for user in users]
+        self.delete = [tenant.add_phone(user, "dan", name=old) for user in users]
+        keep = [
+            tenant.add_phone("eve", name="Eve's spare"),
+            tenant.add_phone("eve", name=str(self.now)),
+            tenant.add_phone("eve", name=old, **SET_UP),
+        ]
+        self.keep = {each: tenant.phone(each) for each in keep}
+
+    def assert_nothing_wrong(self) -> None:
+        """Whatever has been done by now."""
+        phones = self.tenant.phones
+        assert {each: phones[each] for each in self.keep} == self.keep
+        times = range(self.now, int(time.time()) + 1)
+        for each in self.stamp:
+            assert phones[each]["name"] in ("", *map(str, times))
+
+    def assert_done(self) -> None:
+        """All of it."""
+        self.assert_nothing_wrong()
+        assert set(self.tenant.phones) == {*self.stamp, *self.keep}
+        assert all(self.tenant.phones[each]["name"] for each in self.stamp)
+
+
+def finish(child: subprocess.Popen[str]) -> Result:
+    """Wait for the end of a run."""
+    with child:
+        out, err = child.communicate(timeout=30)
+    return Result(child.returncode, out, err)
+
+
+def journals(results: Iterable[Result]) -> Counter[tuple[str, str]]:
+    """How often each event was told of each phone, by runs that went well."""
+    told: Counter[tuple[str, str]] = Counter()
+    for result in results:
+        assert (result.status, result.err) == (0, "")
+        told.update((each["phone_id"], each["event"]) for each in result.events[:-1])
+    return told
+
+
+@pytest.mark.parametrize("answer", [404, 200])
+def test_three_runs_at_once(tenant: Tenant, answer: int) -> None:
+    """All of them have walked before one of them writes."""
+    tenant.gone_status = answer  # 404: only the first DELETE counts
+    work = Work(tenant, 8)
+    barrier = threading.Barrier(3)
+
+    def meet(request: Request) -> None:
+        if request.path.endswith("/users"):
+            barrier.wait(20)
+
+    tenant.after_request(meet)
+    children = [start(tenant, "--json") for _ in range(3)]
+    told = journals(map(finish, children))
+    work.assert_done()
+    for each in work.delete:
+        assert told[each, "deleted"] in ([1] if answer == 404 else [1, 2, 3])
+        assert told[each, "deleted"] + told[each, "gone"] == 3
+    for each in work.stamp:
+        assert told[each, "stamped"] >= 1
+        assert told[each, "stamped"] + told[each, "changed"] == 3
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+def test_a_run_within_a_run(tenant: Tenant, run: Run, method: str, count: int) -> None:
+    """A whole run goes by before the answer, to a GET with what has been read."""
+    tenant.gone_status = 404  # so that only the first DELETE counts
+    work = Work(tenant, 2)
+    inner: list[Result] = []
+
+    def overlap() -> None:
+        inner.append(finish(start(tenant, "--json")))
+
+    when(tenant, method, "", overlap, count=count, answered=method == "GET")
+    told = journals([run("--json", now=time.time()), *inner])
+    work.assert_done()
+    assert [told[each, "deleted"] for each in work.delete] == [1, 1]
+    assert all(told[each, "stamped"] for each in work.stamp)
+    assert len(inner) == 1
+
+
+# Runs that are killed
+
+
+@pytest.mark.parametrize("count", range(1, 6))
+def test_the_run_after_one_that_was_killed(
+    tenant: Tenant, run: Run, count: int
+) -> None:
+    """It dies by kill -9 as it waits for an answer: of the walk, a read, a write."""
+    work = Work(tenant)
+    started = threading.Event()
+
+    def kill(request: Request) -> None:
+        if request.sequence == count:
+            assert started.wait(20)
+            child.kill()
+
+    tenant.after_request(kill)
+    child = start(tenant, "--json")
+    started.set()
+    killed = finish(child)
+    assert killed.status == -signal.SIGKILL
+    assert len(tenant.requests) in (count, count + 1)  # with the next phone's read
+    work.assert_nothing_wrong()
+    if write_methods(tenant)[-1:] == ["DELETE"]:  # what was deleted is on record
+        record = killed.events[-1]["record"]
+        assert record["phone_id"] == work.delete[0]
+        assert record["name"] == str(work.now - HOUR)
+    result = run("--json", now=time.time())
+    assert (result.status, result.err) == (0, "")
+    work.assert_done()
+
+
+# Fresh reads, and the two seconds
+
+
+class Stalled:
+    """A process that deletes a row of phones, one of whose streams nobody reads."""
+
+    def __init__(self, tenant: Tenant, stream: str, *argv: str) -> None:
+        self.tenant = tenant
+        old = str(int(time.time()) - HOUR)
+        self.ids = [tenant.add_phone(f"user-{n}", name=old) for n in range(30)]
+        self.reader, writer = socket.socketpair()
+        # A pipe would take 64 KB before it is full.
+        writer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 6000)
+        with writer:
+            streams: dict[str, Any] = dict.fromkeys(("stdout", "stderr"))
+            streams[stream] = writer
+            self.child = start(tenant, *argv, **streams)
+
+    def wait(self) -> None:
+        """Wait until no request has come for more than two seconds."""
+        self.tenant.wait_for(method="DELETE")
+        with contextlib.suppress(TimeoutError):
+            while True:
+                count, last = len(self.tenant.requests), self.tenant.requests[-1]
+                left = last.time + 2.2 - time.monotonic()
+                self.tenant.wait_for(count + 1, timeout=left)
+
+    def set_up(self) -> set[str]:
+        """Let the users set up every phone that was read and is still there."""
+        read = {phone_of(request) for request in self.tenant.requests}
+        with self.tenant.lock:
+            chosen = read & {*self.tenant.phones}
+            for each in chosen:
+                self.tenant.phones[each].update(SET_UP)
+        return chosen
+
+    def finish(self) -> None:
+        """Read the stream to its end."""
+        with self.child, self.reader, self.reader.makefile() as stream:
+            for _ in stream:
+                pass
+        assert self.child.returncode == 0
+
+
+def test_a_stream_that_nobody_reads() -> None:
+    """A phone set up meanwhile is not deleted, whatever the run was stuck in."""
+    with Tenant() as first, Tenant() as second:
+        rows = [
+            Stalled(first, "stdout", "--json"),  # in a line of the journal
+            Stalled(second, "stderr", "-vv"),  # in a line of the log
+        ]
+        for row in rows:
+            row.wait()
+        chosen = [row.set_up() for row in rows]
+        for row, phones in zip(rows, chosen):
+            row.finish()
+            assert set(row.tenant.phones) == phones
+            assert sorted(written_phones(row.tenant)) == sorted({*row.ids} - phones)
+            assert_no_stale_write(row.tenant)
+            assert 0 < len(phones) < 10
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_process_that_is_stopped(tenant: Tenant, count: int) -> None:
+    """The answer to a read lies there when it goes on; the phone has been set up."""
+    old = str(int(time.time()) - HOUR)
+    ids = [tenant.add_phone(user, name=old) for user in ("ann", "bob", "cleo")]
+    changed = ids[count - 1]
+    started, stopped = threading.Event(), threading.Event()
+
+    def stop(request: Request) -> None:
+        if phone_of(request) == changed and not stopped.is_set():
+            assert started.wait(20)
+            child.send_signal(signal.SIGSTOP)
+            with tenant.lock:
+                tenant.phones[changed].update(SET_UP)
+            stopped.set()
+
+    tenant.after_request(stop)
+    with start(tenant, "--json") as child:
+        started.set()
+        assert stopped.wait(20)
+        time.sleep(2.2)  # what the promise is about
+        child.send_signal(signal.SIGCONT)
+        _, err = child.communicate(timeout=20)
+    assert (child.returncode, err) == (0, "")
+    assert set(tenant.phones) == {changed}
+    assert changed not in written_phones(tenant)
+    assert_no_stale_write(tenant)
+
+
+@pytest.mark.parametrize("changes", [False, True])
+@each_write
+def test_a_handshake_that_is_slower_than_a_read_is_fresh(
+    tenant: Tenant,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    write: Write,
+    changes: bool,
+) -> None:
+    """After each read, the server closes. The write gets through in the end."""
+    monkeypatch.setattr(duo_phone_cleanup, "FRESH", 0.3)
+    phone = tenant.add_phone("ann", **write.fields)
+    tenant.slow(connection=0.4)
+    tenant.fail("connection_close", method="GET", path="phones/", times=None)
+
+    def happen(request: Request) -> None:
+        if request.method == "GET" and phone_of(request) and changes:
+            tenant.phones[phone].update(write.change)
+
+    tenant.after_request(happen)
+    result = run("--json", "--untag")
+    assert (result.status, result.err) == (0, "")
+    assert result.outcomes == ["changed" if changes else write.event]
+    assert written_phones(tenant) == [phone] * (not changes)
+    assert_no_stale_write(tenant, 0.3)
+
+
+def test_a_write_that_outlasts_the_read_ahead(
+    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next phone was read while this one was deleted: too long ago by then."""
+    monkeypatch.setattr(duo_phone_cleanup, "FRESH", 0.3)
+    ann, bob = (tenant.add_phone(user, name=STUCK) for user in ("ann", "bob"))
+    read = threading.Event()
+
+    def happen(request: Request) -> None:
+        if (request.method, phone_of(request)) == ("GET", bob):
+            tenant.phones[bob].update(SET_UP)
+            read.set()
+        if (request.method, phone_of(request)) == ("DELETE", ann):
+            assert read.wait(20)
+            time.sleep(0.4)
+
+    tenant.after_request(happen)
+    assert run("--json").kinds == ["deleting", "deleted", "changed"]
+    assert written_phones(tenant) == [ann]
+
+
+BROKEN_READS: dict[str, tuple[str, dict[str, Any]]] = {
+    "503": ("status", {"status": 503}),
+    "no JSON": ("junk", {}),
+    "another phone": ("answer", {"response": {"phone_id": "DPX", "name": STUCK}}),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN_READS)
+@each_write
+def test_a_read_that_tells_nothing_vouches_for_nothing(
+    tenant: Tenant, run: Run, write: Write, broken: str
+) -> None:
+    """A write fails, the phone is set up, and the next read of it fails, too."""
+    ann = tenant.add_phone("ann", **write.fields)
+    tenant.fail("status", method=write.method)
+    kind, how = BROKEN_READS[broken]
+    tenant.fail(kind, method="GET", path="phones/", after=1, **how)
+
+    def meanwhile(request: Request) -> None:
+        if request.method == write.method:
+            tenant.phones[ann].update(write.change)
+
+    tenant.on_request(meanwhile)
+    result = run("--json", "--untag")
+    assert (result.status, result.kinds[-1]) == (0, "changed")
+    assert written_phones(tenant) == [ann]
+    assert tenant.phones[ann].items() >= write.change.items()
+
+
+def test_an_answer_about_another_phone_vouches_for_none(
+    tenant: Tenant, run: Run
+) -> None:
+    ann = tenant.add_phone("ann", name=STUCK)
+    bob = tenant.add_phone("bob", name=STUCK)
+    other = {**(tenant.phone(ann) or {}), "users": []}
+    tenant.fail("answer", response=other, method="GET", path=bob, times=None)
+    assert run().status == 1
+    assert tenant.phone(ann) is None
+    assert tenant.phone(bob)
+
+
+# The answers to writes
+
+
+@pytest.mark.parametrize("gone", [200, 204, 404])
+@pytest.mark.parametrize("deleted", [200, 204])
+def test_however_a_deletion_is_answered(
+    tenant: Tenant, run: Run, deleted: int, gone: int
+) -> None:
+    """Of a phone that is there, and of one that somebody else has just deleted."""
+    tenant.delete_status, tenant.gone_status = deleted, gone
+    ids = [tenant.add_phone(user, name=STUCK) for user in ("ann", "bob", "cleo")]
+
+    def meanwhile(request: Request) -> None:
+        if (request.method, phone_of(request)) == ("DELETE", ids[1]):
+            del tenant.phones[ids[1]]
+
+    tenant.on_request(meanwhile)
+    result = run("--json")
+    assert (result.status, result.err) == (0, "")
+    assert result.outcomes == [
+        "deleted",
+        "gone" if gone == 404 else "deleted",
+        "deleted",
+    ]
+    assert written_phones(tenant) == ids
+    assert tenant.phones == {}
+
+
+def test_a_deletion_that_was_refused_is_not_ours(tenant: Tenant, run: Run) -> None:
+    """While a 429 is waited out, somebody else deletes the phone."""
+    ann = tenant.add_phone("ann", name=STUCK)
+    tenant.fail("status", status=429, method="DELETE")
+
+    def delete(request: Request) -> None:
+        if request.method == "DELETE":
+            del tenant.phones[ann]
+
+    tenant.on_request(delete)
+    assert run("--json").kinds == ["deleting", "gone"]
+
+
+STAMP = {"method": "POST"}
+DELETION = {"method": "DELETE"}
+Kind = tuple[str, dict[str, Any]]  # of a fault, and how it is
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        # After a write whose answer is lost, the read that finds it done fails too.
+        [("reset_after", STAMP), ("truncate", {"path": "-a", "after": 2})],
+        [("reset_after", DELETION), ("truncate", {"path": "-b", "after": 2})],
+        # The first write is not done and the second is, neither with an answer.
+        [("reset_before", STAMP), ("reset_after", STAMP)],
+        [("reset_before", DELETION), ("reset_after", DELETION)],
+        [("truncate", STAMP), ("truncate", DELETION)],
+    ],
+)
+def test_faults_one_after_the_other(
+    tenant: Tenant, run: Run, faults: list[Kind]
+) -> None:
+    """With a clock that goes on between the tries, so that each stamp differs."""
+    tenant.add_phone("ann", phone_id="DP-a")
+    tenant.add_phone("bob", phone_id="DP-b", name=STUCK)
+    set_up = [tenant.fail(kind, **where) for kind, where in faults]
+    clock = itertools.count(NOW)
+    result = run("--json", now=lambda: next(clock))
+    assert (result.status, result.err) == (0, "")
+    assert result.outcomes == ["stamped", "deleted"]
+    assert NOW < int(tenant.phones["DP-a"]["name"]) < next(clock)
+    assert tenant.phone("DP-b") is None
+    assert [fault.hits for fault in set_up] == [1, 1]
+    assert_no_stale_write(tenant)
+
+
+@pytest.mark.parametrize(
+    ("fields", "method", "change"),
+    [
+        ({"name": STUCK}, "DELETE", SET_UP),
+        ({"name": STUCK}, "DELETE", {"name": "Ann's spare"}),
+        ({"name": STUCK}, "DELETE", {"name": str(NOW - HOUR - 1)}),
+        ({"name": STUCK, **SET_UP}, "POST", {"name": "Ann's phone"}),
+        ({}, "POST", SET_UP),
+        ({}, "POST", {"name": "Ann's spare"}),
+    ],
+)
+def test_a_write_is_not_repeated_on_a_phone_that_has_changed(
+    tenant: Tenant, run: Run, fields: Any, method: str, change: dict[str, Any]
+) -> None:
+    phone_id = tenant.add_phone("ann", **fields)
+    expected = {**tenant.phones[phone_id], **change}
+
+    def meanwhile(request: Request) -> None:
+        if request.method == method:
+            tenant.phones[phone_id].update(change)
+
+    tenant.on_request(meanwhile)
+    tenant.fail("reset_before", method=method)
+    result = run("--json", "--untag")
+    assert (result.status, result.err, result.kinds[-1]) == (0, "", "changed")
+    assert tenant.phones[phone_id] == expected
+    assert [r.method for r in tenant.requests].count(method) == 1
+
+
+@pytest.mark.parametrize("blank", ["", None, MISSING], ids=["empty", "null", "missing"])
+def test_an_untag_whose_answer_was_lost_is_found_done(
+    tenant: Tenant, run: Run, blank: Any
+) -> None:
+    """However Duo then tells that the name is blank."""
+    phone = tenant.phones[tenant.add_phone("ann", name=STUCK, **SET_UP)]
+
+    def make_blank(request: Request) -> None:
+        if request.method == "POST":
+            phone["name"] = blank
+            if blank is MISSING:
+                del phone["name"]
+
+    tenant.after_request(make_blank)
+    tenant.fail("reset_after", method="POST")
+    assert run("--json", "--untag").kinds == ["untagged"]
