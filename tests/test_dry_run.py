@@ -85,12 +85,14 @@ def test_the_table_fits_80_columns(tenant: Tenant, run: Run) -> None:
     """For names and numbers of ordinary length, whatever is to be done."""
     in_use: Record = {"name": STUCK, "last_seen": NOW}
     records: list[Record] = [
-        *({}, {"name": STUCK}, {"name": str(NOW - 9 * MINUTE)}, in_use),
-        *({"name": STUCK, **SET_UP}, {"name": STUCK, "last_seen": "soon"}),
-        *(
-            {"name": str(NOW + HOUR)},
-            {"name": str(NOW - 59 * MINUTE), "last_seen": NOW},
-        ),
+        {},
+        {"name": STUCK},
+        {"name": str(NOW - 9 * MINUTE)},
+        in_use,
+        {"name": STUCK, **SET_UP},
+        {"name": STUCK, "last_seen": "soon"},
+        {"name": str(NOW + HOUR)},
+        {"name": str(NOW - 59 * MINUTE), "last_seen": NOW},
     ]
     for record in records:
         tenant.add_phone("elizabeth.taylor", **record)

@@ -33,9 +33,20 @@ from tests.support import (
 TAGGED = "2027-01-15T07:00:00Z"
 """The time it says."""
 EVENTS = [
-    *("stamped", "deleting", "deleted", "untagged", "would_stamp", "would_delete"),
-    *("would_untag", "declined", "changed", "gone", "failed", "unknown_user"),
-    *("waiting", "named"),
+    "stamped",
+    "deleting",
+    "deleted",
+    "untagged",
+    "would_stamp",
+    "would_delete",
+    "would_untag",
+    "declined",
+    "changed",
+    "gone",
+    "failed",
+    "unknown_user",
+    "waiting",
+    "named",
 ]
 
 
@@ -141,7 +152,9 @@ def test_the_record_is_in_the_journal_before_it_is_deleted(
         phone = tenant.phones[phone_id]
         assert run("--json").status == 0
     assert [(method, len(lines)) for method, lines in seen] == [
-        *(("GET", 0), ("GET", 0), ("DELETE", 1))
+        ("GET", 0),
+        ("GET", 0),
+        ("DELETE", 1),
     ]
     (deleting,) = seen[-1][1]
     assert deleting["event"] == "deleting"
@@ -340,7 +353,10 @@ def test_a_disk_that_fills_up_and_is_mended(
     torn = 1 if room else 0
     whole = path.read_bytes().splitlines()[1 + torn :]
     assert [json.loads(line)["event"] for line in whole] == [
-        *("deleting", "deleted", "stamped", "summary")
+        "deleting",
+        "deleted",
+        "stamped",
+        "summary",
     ]
     assert sorted(write_methods(tenant)) == ["DELETE", "POST"]
 

@@ -272,7 +272,9 @@ def test_a_server_without_tls(run: Run) -> None:
     [
         ("localhost", False, 1, "unable to get local issuer certificate"),
         (
-            *("api-12345678.duosecurity.com", True, 1),
+            "api-12345678.duosecurity.com",
+            True,
+            1,
             "Hostname mismatch, certificate is not valid for 'localhost'",
         ),
         ("localhost", True, -1, "certificate has expired"),

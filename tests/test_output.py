@@ -355,33 +355,27 @@ def test_a_short_walk_shows_no_progress(tenant: Tenant) -> None:
 # Hostile text
 
 HOSTILE = [
-    *(
-        "\nFAKE",
-        "\rFAKE",
-        "\r\nFAKE",
-        "\x0bFAKE",
-        "\x85FAKE",
-        "\u2028FAKE",
-        "\u2029FAKE",
-    ),
-    *(
-        "\x1b[31mred",
-        "\x9b31mred",
-        "\x1b]0;title\x07",
-        "\x1b[2J\x1b[H",
-        "\x08\x08",
-        "\x7f",
-    ),
-    *(
-        "\0",
-        "\u202eLTR",
-        "\u200f",
-        "\u2066x\u2069",
-        "\ufeff",
-        "\ud800",
-        "\udcff",
-        "\U000e0041",
-    ),
+    "\nFAKE",
+    "\rFAKE",
+    "\r\nFAKE",
+    "\x0bFAKE",
+    "\x85FAKE",
+    "\u2028FAKE",
+    "\u2029FAKE",
+    "\x1b[31mred",
+    "\x9b31mred",
+    "\x1b]0;title\x07",
+    "\x1b[2J\x1b[H",
+    "\x08\x08",
+    "\x7f",
+    "\0",
+    "\u202eLTR",
+    "\u200f",
+    "\u2066x\u2069",
+    "\ufeff",
+    "\ud800",
+    "\udcff",
+    "\U000e0041",
 ]
 TEXT = "|".join(HOSTILE)
 
@@ -459,7 +453,8 @@ def test_a_name_that_was_asked_for_is_escaped(
         ({"PYTHONIOENCODING": "latin-1"}, "latin-1", "zoë\\u6f22\\U0001f600"),
         (
             {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-            *("ascii", "zo\\xeb\\u6f22\\U0001f600"),
+            "ascii",
+            "zo\\xeb\\u6f22\\U0001f600",
         ),
         ({"LC_ALL": "C"}, "utf-8", "zoë漢😀"),
     ],
@@ -587,10 +582,14 @@ def test_totals_that_cannot_be_written(
 @pytest.mark.parametrize(
     ("streams", "users"),
     [
-        *((">&-", []), (">/dev/full", ["ann", "nobody"])),
-        *(("2>&-", []), ("2>&-", ["ann", "nobody"])),
-        *(("2>/dev/full", []), ("2>/dev/full", ["ann", "nobody"])),
-        *((">&- 2>&-", ["ann", "nobody"]), ("<&- >&- 2>&-", [])),
+        (">&-", []),
+        (">/dev/full", ["ann", "nobody"]),
+        ("2>&-", []),
+        ("2>&-", ["ann", "nobody"]),
+        ("2>/dev/full", []),
+        ("2>/dev/full", ["ann", "nobody"]),
+        (">&- 2>&-", ["ann", "nobody"]),
+        ("<&- >&- 2>&-", []),
     ],
 )
 def test_a_run_needs_no_stream(tenant: Tenant, streams: str, users: list[str]) -> None:

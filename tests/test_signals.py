@@ -102,10 +102,14 @@ SILENT: dict[str, tuple[dict[str, Any], int, dict[str, Any], list[str]]] = {
     "another read": ({**READ, "path": "phones/DPBOB"}, 0, WRITE, ["stamped"]),
     "the deletion": (
         {"method": "DELETE"},
-        *(0, {"method": "DELETE"}, ["stamped", "deleting"]),
+        0,
+        {"method": "DELETE"},
+        ["stamped", "deleting"],
     ),
     "another stamp": (
-        *(WRITE, 1, {**WRITE, "count": 2}),
+        WRITE,
+        1,
+        {**WRITE, "count": 2},
         ["stamped", "deleting", "deleted"],
     ),
 }

@@ -53,17 +53,21 @@ from tests.support import (
         pytest.param("begun", "", {"begun": STAMPED}, id="one user to stamp"),
         pytest.param("stuck", "", {"stuck": GONE}, id="one user to delete"),
         pytest.param(
-            *("young stuck begun named", "", {"begun": STAMPED, "stuck": GONE}),
+            "young stuck begun named",
+            "",
+            {"begun": STAMPED, "stuck": GONE},
             id="several users",
         ),
         pytest.param(
-            *("--no-force", "y\ny\n", {"begun": STAMPED, "stuck": GONE}),
+            "--no-force",
+            "y\ny\n",
+            {"begun": STAMPED, "stuck": GONE},
             id="asked, yes",
         ),
         pytest.param("--no-force", "n\nn\n", {}, id="asked, no"),
         pytest.param("--no-force", "n\ny\n", {"stuck": GONE}, id="asked, no and yes"),
         pytest.param(
-            *("--no-force", "y\nn\n", {"begun": STAMPED}), id="asked, yes and no"
+            "--no-force", "y\nn\n", {"begun": STAMPED}, id="asked, yes and no"
         ),
         pytest.param("young named done", "", {}, id="nothing to do"),
         pytest.param("-g 9 young", "", {"young": GONE}, id="a grace period just over"),
