@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import pytest
 
@@ -21,71 +21,82 @@ from tests.support import (
 )
 
 
+class Limit(NamedTuple):
+    """How the limit is set, with three phones due for deletion."""
+
+    argv: str
+    variable: str
+    exceeded: str
+    """The limit that is exceeded, "" if none is."""
+
+
 @pytest.mark.parametrize(
-    ("argv", "variables", "over"),
+    "limit",
     [
-        ("--max-deletions 2", {}, True),
-        ("--max-deletions 1", {}, True),
-        ("", {"DUO_MAX_DELETIONS": "2"}, True),
-        ("--max-deletions 3", {}, False),
-        ("--max-deletions 4", {}, False),
-        ("--max-deletions none", {"DUO_MAX_DELETIONS": "2"}, False),
-        ("", {}, False),
+        Limit("--max-deletions 2", "", exceeded="2"),
+        Limit("--max-deletions 1", "", exceeded="1"),
+        Limit("", "2", exceeded="2"),
+        Limit("--max-deletions 3", "", exceeded=""),
+        Limit("--max-deletions 4", "", exceeded=""),
+        Limit("--max-deletions none", "2", exceeded=""),
+        Limit("", "", exceeded=""),
     ],
 )
 @pytest.mark.parametrize("mode", ["--force", "--dry-run"])
-def test_max_deletions(
-    *,
-    tenant: Tenant,
-    run: Run,
-    mode: str,
-    argv: str,
-    variables: dict[str, Any],
-    over: bool,
-) -> None:
-    stuck = {str(n): tenant.add_phone(f"u{n}", name=STUCK) for n in range(3)}
+def test_max_deletions(tenant: Tenant, run: Run, mode: str, limit: Limit) -> None:
+    stuck = {user: tenant.add_phone(user, name=STUCK) for user in ("u1", "u2", "u3")}
     begun = tenant.add_phone("ann")
-    result = run(mode, *argv.split(), **variables)
-    assert result.status == over
-    if mode == "--force":
-        assert set(names(tenant, stuck).values()) == {STUCK if over else GONE}
-        assert tenant.phones[begun]["name"] == STAMPED
-    else:
+    result = run(mode, *limit.argv.split(), DUO_MAX_DELETIONS=limit.variable)
+    if mode == "--dry-run":
         assert writes(tenant) == []
         assert result.out.count("delete: grace period over") == 3, "one can look at all"
-    if over:
+    else:
+        assert tenant.phones[begun]["name"] == STAMPED
+        expected = GONE
+        if limit.exceeded:
+            expected = STUCK
+        assert set(names(tenant, stuck).values()) == {expected}
+    if limit.exceeded:
+        assert result.status == 1
         (message,) = [line for line in result.err.splitlines() if "error:" in line]
-        limit = argv[-1:] or "2"
         told = "error: 3 phones due for deletion, none deleted: --max-deletions"
-        assert f"{told} (DUO_MAX_DELETIONS) is {limit}. " in message
+        assert f"{told} (DUO_MAX_DELETIONS) is {limit.exceeded}. " in message
         assert message.endswith("run once by hand with --max-deletions none")
         assert ("--dry-run" in message) is (mode == "--force")
     else:
+        assert result.status == 0
         assert result.err == ""
 
 
-@pytest.mark.parametrize("due", [99, 100, 101])
-def test_a_limit_holds_unless_it_is_lifted(tenant: Tenant, run: Run, due: int) -> None:
+@pytest.mark.parametrize(("due", "status"), [(99, 0), (100, 0), (101, 1)])
+def test_a_limit_holds_unless_it_is_lifted(
+    tenant: Tenant, run: Run, due: int, status: int
+) -> None:
     """100 by default. A dry run shows it: nothing has to be deleted for this."""
     for number in range(due):
         tenant.add_phone(f"u{number}", name=STUCK)
     result = run("--dry-run")
-    assert result.status == (due > 100)
+    assert result.status == status
     assert result.out.splitlines()[0] == SCOPE
-    assert ("(DUO_MAX_DELETIONS) is 100" in result.err) is (due > 100)
+    assert ("(DUO_MAX_DELETIONS) is 100" in result.err) is (status == 1)
     assert run("--dry-run", "--max-deletions", "none").status == 0
 
 
 @pytest.mark.parametrize("mode", ["--force", "--dry-run"])
-@pytest.mark.parametrize("argv", [["--max-deletions", "0"], []], ids=["", "variable"])
+@pytest.mark.parametrize(
+    ("argv", "variable"),
+    [
+        pytest.param(["--max-deletions", "0"], "", id="option"),
+        pytest.param([], "0", id="variable"),
+    ],
+)
 def test_a_limit_of_zero_only_tags(
-    tenant: Tenant, run: Run, argv: list[str], mode: str
+    tenant: Tenant, run: Run, argv: list[str], variable: str, mode: str
 ) -> None:
     """It is what was asked for: no failure, and no advice."""
-    variables: dict[str, Any] = {} if argv else {"DUO_MAX_DELETIONS": "0"}
     ids = add_situations(tenant)
     before = names(tenant, ids)
-    result = run(mode, *argv, **variables)
+    result = run(mode, *argv, DUO_MAX_DELETIONS=variable)
     assert (result.status, result.err) == (0, "")
     if mode == "--force":
         assert result.out == ""
@@ -96,7 +107,8 @@ def test_a_limit_of_zero_only_tags(
         assert [row.split()[0] for row in rows] == ["begun", "young"]
         assert "delete" not in totals
         assert names(tenant, ids) == before
-    (line, *_) = run(mode, "-v", *argv, **variables).err.splitlines()
+    result = run(mode, "-v", *argv, DUO_MAX_DELETIONS=variable)
+    line = result.err.splitlines()[0]
     assert "1 phone due for deletion, none deleted: " in line
     assert line.endswith("--max-deletions (DUO_MAX_DELETIONS) is 0")
     assert "error" not in line
