@@ -168,17 +168,12 @@ class Write(NamedTuple):
     """What its user may make of the phone meanwhile: then nothing is written."""
 
 
-WRITES = [
-    Write("stamp", "POST", "stamped", {}, SET_UP),
-    Write("deletion", "DELETE", "deleted", {"name": STUCK}, SET_UP),
-    Write(
-        "untag",
-        "POST",
-        "untagged",
-        {"name": STUCK, **SET_UP},
-        {"name": "Ann's phone"},
-    ),
-]
+STAMP = Write("stamp", "POST", "stamped", {}, SET_UP)
+DELETION = Write("deletion", "DELETE", "deleted", {"name": STUCK}, SET_UP)
+UNTAG = Write(
+    "untag", "POST", "untagged", {"name": STUCK, **SET_UP}, {"name": "Ann's phone"}
+)
+WRITES = [STAMP, DELETION, UNTAG]
 each_write = pytest.mark.parametrize("write", WRITES, ids=lambda write: write.name)
 
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 import duo_phone_cleanup
-from tests.simulation.tenant import SKEY, Fault, Tenant
+from tests.simulation.tenant import SKEY, Fault, Record, Tenant
 from tests.support import (
+    DELETION,
     NETWORK,
     NO_ANSWER,
     SCRIPT,
     STUCK,
-    WRITES,
     OneOfEach,
     Run,
     Write,
@@ -26,84 +25,100 @@ from tests.support import (
     clean_environment,
     each_write,
     error_line,
+    write_methods,
     written_phones,
 )
 
 GRANT = "Grant resource"
-STAMP = {"method": "POST"}
-DELETION = {"method": "DELETE"}
-Kind = tuple[str, dict[str, Any]]  # of a fault, and how it is
-Case = tuple[Kind, tuple[str, ...]]  # and what the error line has to say
 
 # Tries
 
-REQUESTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    # What picks the request out of a run, and the users named on its command line.
-    "page": ({"path": "users$"}, ()),
-    "second page": ({"path": "users$", "after": 1}, ()),
-    "look-up": ({"path": "users$"}, ("ann", "bob", "cleo")),
-    "re-read": ({"method": "GET", "path": "DP-delete"}, ()),
-    "stamp": (STAMP, ()),
-    "untag": ({"method": "POST", "after": 1}, ()),
-    "deletion": (DELETION, ()),
-}
-PASSING: dict[str, Kind] = {
-    "reset": ("reset_before", {}),
-    "answer lost": ("reset_after", {}),
-    "orderly close": ("close_before", {}),
-    "cut short": ("truncate", {}),
-    "connection dropped afterwards": ("close_after", {}),
-    "connection closed afterwards": ("connection_close", {}),
-    "408": ("status", {"status": 408}),
-    "500": ("status", {"status": 500}),
-    "502 with HTML": ("status", {"status": 502}),
-    "503": ("status", {"status": 503}),
-    "HTML": ("junk", {}),
-    "empty": ("junk", {"body": b""}),
-    "not UTF-8": ("junk", {"body": b'"\xff"'}),
-}
+
+class Target(NamedTuple):
+    """One of the requests of a run."""
+
+    name: str
+    fault: Record
+    """What picks it out of the run, for `Tenant.fail`."""
+    users: tuple[str, ...] = ()
+    """The users named on the command line."""
+    ordinary_users: int = 0
+    """How many there are besides."""
 
 
-@pytest.mark.parametrize("passing", PASSING)
-@pytest.mark.parametrize("request_kind", REQUESTS)
+THE_PAGE = Target("page", {"path": "users$"})
+THE_STAMP = Target("stamp", {"method": "POST"})
+THE_DELETION = Target("deletion", {"method": "DELETE"})
+TARGETS = [
+    THE_PAGE,
+    Target("second page", {"path": "users$", "after": 1}, ordinary_users=300),
+    Target("look-up", {"path": "users$"}, users=("ann", "bob", "cleo")),
+    Target("re-read", {"method": "GET", "path": "DP-delete"}),
+    THE_STAMP,
+    Target("untag", {"method": "POST", "after": 1}),
+    THE_DELETION,
+]
+
+
+def name_of_case(case: Any) -> str:
+    return str(case.name)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param({"kind": "reset_before"}, id="reset"),
+        pytest.param({"kind": "reset_after"}, id="answer lost"),
+        pytest.param({"kind": "close_before"}, id="orderly close"),
+        pytest.param({"kind": "truncate"}, id="cut short"),
+        pytest.param({"kind": "close_after"}, id="connection dropped afterwards"),
+        pytest.param({"kind": "connection_close"}, id="connection closed afterwards"),
+        pytest.param({"kind": "status", "status": 408}, id="408"),
+        pytest.param({"kind": "status", "status": 500}, id="500"),
+        pytest.param({"kind": "status", "status": 502}, id="502 with HTML"),
+        pytest.param({"kind": "status", "status": 503}, id="503"),
+        pytest.param({"kind": "junk"}, id="HTML"),
+        pytest.param({"kind": "junk", "body": b""}, id="empty"),
+        pytest.param({"kind": "junk", "body": b'"\xff"'}, id="not UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("target", TARGETS, ids=name_of_case)
 def test_a_passing_fault_is_ridden_out(
-    tenant: Tenant, run: Run, request_kind: str, passing: str
+    tenant: Tenant, run: Run, target: Target, fault: Record
 ) -> None:
-    work = OneOfEach(tenant, 300 if request_kind == "second page" else 0)
-    (where, users), (kind, how) = REQUESTS[request_kind], PASSING[passing]
-    fault = tenant.fail(kind, **where, **how)
-    work.assert_done(run("--json", "--untag", *users))
-    assert fault.hits == 1
+    phones = OneOfEach(tenant, target.ordinary_users)
+    added = tenant.fail(**target.fault, **fault)
+    phones.assert_done(run("--json", "--untag", *target.users))
+    assert added.hits == 1
 
 
-@pytest.mark.parametrize(("times", "status"), [(2, 0), (3, 1)])
-@pytest.mark.parametrize("request_kind", REQUESTS)
+@pytest.mark.parametrize(("times", "failures"), [(2, 0), (3, 1)])
+@pytest.mark.parametrize("target", TARGETS, ids=name_of_case)
 def test_three_tries_in_all(
-    tenant: Tenant, run: Run, request_kind: str, times: int, status: int
+    tenant: Tenant, run: Run, target: Target, times: int, failures: int
 ) -> None:
-    OneOfEach(tenant, 300 if request_kind == "second page" else 0)
-    where, users = REQUESTS[request_kind]
-    fault = tenant.fail("status", times=times, **where)
-    result = run("--json", "--untag", *users)
-    assert (result.status, fault.hits) == (status, times)
-    assert result.kinds.count("failed") == status
+    OneOfEach(tenant, target.ordinary_users)
+    fault = tenant.fail("status", times=times, **target.fault)
+    result = run("--json", "--untag", *target.users)
+    assert fault.hits == times
+    assert result.kinds.count("failed") == failures
+    assert result.status == failures
     assert_no_stale_write(tenant)
 
 
 # Rate limits
 
 
-@pytest.mark.parametrize("request_kind", ["page", "stamp", "deletion"])
+@pytest.mark.parametrize(
+    "target", [THE_PAGE, THE_STAMP, THE_DELETION], ids=name_of_case
+)
 def test_a_429_is_waited_out_and_is_no_try(
-    tenant: Tenant,
-    run: Run,
-    monkeypatch: pytest.MonkeyPatch,
-    request_kind: str,
+    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch, target: Target
 ) -> None:
     monkeypatch.setattr(duo_phone_cleanup, "TRIES", 1)
-    work = OneOfEach(tenant)
-    fault = tenant.fail("status", status=429, **REQUESTS[request_kind][0])
-    work.assert_done(run("--json", "--untag"))
+    phones = OneOfEach(tenant)
+    fault = tenant.fail("status", status=429, **target.fault)
+    phones.assert_done(run("--json", "--untag"))
     assert fault.hits == 1
 
 
@@ -156,127 +171,179 @@ def test_a_429_that_lasts_is_given_up_by_all_threads(
 # A walk that fails
 
 
-def answers(name: str, values: list[Any], *needed: str) -> dict[str, Case]:
-    """Cases of an answer that has each of these values in this place."""
-    places: dict[str, Callable[[Any], dict[str, Any]]] = {
-        "envelope": lambda value: {"envelope": value},
-        "response": lambda value: {"response": value},
-        "metadata": lambda value: {"response": [], "metadata": value},
-        "next_offset": lambda value: {"response": [], "metadata": {name: value}},
-        "user": lambda value: {"response": [value]},
-        "phones": lambda value: {"response": [{"username": "ann", name: value}]},
-    }
-    return {f"{name} {v}": (("answer", places[name](v)), needed) for v in values}
+class Walk(NamedTuple):
+    """A fault of the walk, what the error line tells of it, how often it is tried."""
+
+    name: str
+    fault: Record
+    told: tuple[str, ...]
+    tries: int
 
 
-NOT_JSON = "localhost:", "is not Duo's Admin API: no JSON: check --host (DUO_HOST)"
+def status(number: int, **how: Any) -> Record:
+    """The fault of an answer with this status."""
+    return {"kind": "status", "status": number, **how}
 
 
-def fail(**envelope: Any) -> Kind:
-    """An answer that is sent as 200 and says that it is none."""
-    return "answer", {"envelope": {"stat": "FAIL", **envelope}}
+def answer(**how: Any) -> Record:
+    """The fault of an answer that has this in place of what it should have."""
+    return {"kind": "answer", **how}
 
 
-REFUSED_WALKS: dict[str, Case] = {
-    # The fault, and what the line has to say: Duo's own message, and a hint.
-    **{
-        str(code): (("status", {"status": 401, "code": code}), needed)
-        for code, needed in {
-            40101: ("401 Missing request credentials", "DUO_IKEY", "DUO_SKEY"),
-            40102: ("401 Invalid integration key in request credentials", "DUO_IKEY"),
-            40103: ("401 Invalid signature in request credentials", "DUO_SKEY"),
-            40104: ("401 Missing request timestamp", "this machine's clock"),
-            40105: ("401 Bad request timestamp", "this machine's clock"),
-        }.items()
-    },
-    "403": (("status", {"status": 403, "code": 40301}), ("Access forbidden", GRANT)),
-    "404": (("status", {"status": 404}), ("404 Resource not found",)),
-    "400": (
-        ("status", {"status": 400, "code": 40002, "message_detail": "limit"}),
-        ("400 Invalid request parameters (limit)",),
+def not_ok(**envelope: Any) -> Record:
+    """The fault of an answer that is sent as 200 and says that it is none."""
+    return answer(envelope={"stat": "FAIL", **envelope})
+
+
+def metadata(value: Any) -> Record:
+    """The fault of a page that tells this about itself."""
+    return answer(response=[], metadata=value)
+
+
+def user_with_phones(value: Any) -> Record:
+    """The fault of a user whose phones are this."""
+    return answer(response=[{"username": "ann", "phones": value}])
+
+
+# Duo's own messages, each with a hint.
+NO_REQUEST = ("401 Missing request credentials", "DUO_IKEY", "DUO_SKEY")
+WRONG_IKEY = ("401 Invalid integration key in request credentials", "DUO_IKEY")
+WRONG_SKEY = ("401 Invalid signature in request credentials", "DUO_SKEY")
+NO_TIME = ("401 Missing request timestamp", "this machine's clock")
+WRONG_TIME = ("401 Bad request timestamp", "this machine's clock")
+FORBIDDEN = ("Access forbidden", GRANT)
+INVALID = ("400 Invalid request parameters (limit)",)
+# Of a 200 that is none.
+STILL_FORBIDDEN = ("error: Duo answers", "Access forbidden: ", GRANT)
+STILL_WRONG_SKEY = ("error: Duo answers", "Invalid signature: ", "DUO_SKEY")
+# What Duo never sends.
+NO_CONNECTION = (NO_ANSWER, NETWORK)
+NOT_JSON = ("localhost:", "is not Duo's Admin API: no JSON: check --host (DUO_HOST)")
+NOT_A_PAGE = ("not a page of users",)
+NO_RECORDS = ("error: Duo gives user ann phones that are no records",)
+NEXT = ("next_offset",)
+HOSTILE = "No\nwa\x1b[31my\r" + 5000 * "!"
+
+WALKS = [
+    # What is no use trying again.
+    Walk("40101", status(401, code=40101), NO_REQUEST, 1),
+    Walk("40102", status(401, code=40102), WRONG_IKEY, 1),
+    Walk("40103", status(401, code=40103), WRONG_SKEY, 1),
+    Walk("40104", status(401, code=40104), NO_TIME, 1),
+    Walk("40105", status(401, code=40105), WRONG_TIME, 1),
+    Walk("403", status(403, code=40301), FORBIDDEN, 1),
+    Walk("404", status(404), ("404 Resource not found",), 1),
+    Walk("400", status(400, code=40002, message_detail="limit"), INVALID, 1),
+    Walk("405", status(405), ("405 Method not allowed",), 1),
+    Walk("302", status(302, body=b""), ("302 Found",), 1),
+    Walk(
+        "200, forbidden",
+        not_ok(code=40301, message="Access forbidden"),
+        STILL_FORBIDDEN,
+        1,
     ),
-    "405": (("status", {"status": 405}), ("405 Method not allowed",)),
-    "302": (("status", {"status": 302, "body": b""}), ("302 Found",)),
-    "200, forbidden": (
-        fail(code=40301, message="Access forbidden"),
-        ("error: Duo answers", "Access forbidden: ", GRANT),
+    Walk(
+        "200, wrong key",
+        not_ok(code=40103, message="Invalid signature"),
+        STILL_WRONG_SKEY,
+        1,
     ),
-    "200, wrong key": (
-        fail(code=40103, message="Invalid signature"),
-        ("error: Duo answers", "Invalid signature: ", "DUO_SKEY"),
-    ),
-    "200, no code": (fail(message="No\nway"), ("error: Duo answers", " No way")),
-    "200, no message": (fail(), ("error: Duo answers",)),
-    "hostile message": (
-        ("status", {"status": 400, "message": "No\nwa\x1b[31my\r" + 5000 * "!"}),
+    Walk("200, no code", not_ok(message="No\nway"), ("Duo answers", " No way"), 1),
+    Walk("200, no message", not_ok(), ("error: Duo answers",), 1),
+    Walk(
+        "hostile message",
+        status(400, message=HOSTILE),
         ("400 No wa\\x1b[31my !!!!!",),
+        1,
     ),
-    "message that is no text": (
-        ("status", {"status": 400, "message": {"a": [1]}, "code": {}}),
+    Walk(
+        "message that is no text",
+        status(400, message={"a": [1]}, code={}),
         ("400 {'a': [1]}",),
+        1,
     ),
-}
-BROKEN_WALKS: dict[str, Case] = {
-    # These may pass: there are three tries.
-    "200, busy": (fail(code=50001, message="Busy"), ("error: Duo answers", " Busy")),
-    "408": (("status", {"status": 408}), ("408 Request Timeout",)),
-    "500": (("status", {"status": 500}), ("500 Internal Server Error",)),
-    "502 with HTML": (("status", {"status": 502}), ("502 Bad Gateway",)),
-    "503": (("status", {"status": 503}), ("503 Service Unavailable",)),
-    "503 and a list": (("status", {"body": b"[]"}), ("503 Service Unavailable",)),
-    "reset": (("reset_before", {}), (NO_ANSWER, NETWORK)),
-    "orderly close": (("close_before", {}), (NO_ANSWER, NETWORK)),
-    "cut short": (("truncate", {}), ("is not Duo's Admin API",)),
-    "HTML": (("junk", {}), NOT_JSON),
-    "empty": (("junk", {"body": b""}), NOT_JSON),
-    "not UTF-8": (("junk", {"body": b'{"stat":"\xff"}'}), NOT_JSON),
-    "deep": (("junk", {"body": b"[" * 200_000}), NOT_JSON),
-    "deep and well formed": (
-        ("junk", {"body": b"[" * 100_000 + b"]" * 100_000}),
+    # What may pass.
+    Walk("200, busy", not_ok(code=50001, message="Busy"), ("Duo answers", " Busy"), 3),
+    Walk("408", status(408), ("408 Request Timeout",), 3),
+    Walk("500", status(500), ("500 Internal Server Error",), 3),
+    Walk("502 with HTML", status(502), ("502 Bad Gateway",), 3),
+    Walk("503", status(503), ("503 Service Unavailable",), 3),
+    Walk("503 and a list", status(503, body=b"[]"), ("503 Service Unavailable",), 3),
+    Walk("reset", {"kind": "reset_before"}, NO_CONNECTION, 3),
+    Walk("orderly close", {"kind": "close_before"}, NO_CONNECTION, 3),
+    Walk("cut short", {"kind": "truncate"}, ("is not Duo's Admin API",), 3),
+    Walk("HTML", {"kind": "junk"}, NOT_JSON, 3),
+    Walk("empty", {"kind": "junk", "body": b""}, NOT_JSON, 3),
+    Walk("not UTF-8", {"kind": "junk", "body": b'{"stat":"\xff"}'}, NOT_JSON, 3),
+    Walk("deep", {"kind": "junk", "body": b"[" * 200_000}, NOT_JSON, 3),
+    Walk(
+        "deep and well formed",
+        {"kind": "junk", "body": b"[" * 100_000 + b"]" * 100_000},
         NOT_JSON,
+        3,
     ),
-    **answers("envelope", [None, 7, "", [], [{}], {}, {"stat": "OK"}], *NOT_JSON),
-    **answers("response", [None, 7, "users", {}, {"users": []}], "not a page of users"),
-    **answers("metadata", [None, 7, "x", [1]], "not a page of users"),
-    **answers("user", [None, 7, "ann", []], "not a page of users"),
-}
-NO_RECORDS = "error: Duo gives user ann phones that are no records"
-MISSHAPEN_WALKS: dict[str, Case] = {
-    **answers("phones", [7, "DP", {"DP": {}}], NO_RECORDS),
-    **answers("next_offset", [0, -300, "300", 300.0, [], {}], "next_offset"),
-}
-WALKS = {**REFUSED_WALKS, **BROKEN_WALKS, **MISSHAPEN_WALKS}
+    Walk("envelope null", answer(envelope=None), NOT_JSON, 3),
+    Walk("envelope 7", answer(envelope=7), NOT_JSON, 3),
+    Walk("envelope text", answer(envelope=""), NOT_JSON, 3),
+    Walk("envelope []", answer(envelope=[]), NOT_JSON, 3),
+    Walk("envelope [{}]", answer(envelope=[{}]), NOT_JSON, 3),
+    Walk("envelope {}", answer(envelope={}), NOT_JSON, 3),
+    Walk("envelope without response", answer(envelope={"stat": "OK"}), NOT_JSON, 3),
+    Walk("response null", answer(response=None), NOT_A_PAGE, 3),
+    Walk("response 7", answer(response=7), NOT_A_PAGE, 3),
+    Walk("response text", answer(response="users"), NOT_A_PAGE, 3),
+    Walk("response {}", answer(response={}), NOT_A_PAGE, 3),
+    Walk("response object", answer(response={"users": []}), NOT_A_PAGE, 3),
+    Walk("metadata null", metadata(None), NOT_A_PAGE, 3),
+    Walk("metadata 7", metadata(7), NOT_A_PAGE, 3),
+    Walk("metadata text", metadata("x"), NOT_A_PAGE, 3),
+    Walk("metadata list", metadata([1]), NOT_A_PAGE, 3),
+    Walk("user null", answer(response=[None]), NOT_A_PAGE, 3),
+    Walk("user 7", answer(response=[7]), NOT_A_PAGE, 3),
+    Walk("user text", answer(response=["ann"]), NOT_A_PAGE, 3),
+    Walk("user []", answer(response=[[]]), NOT_A_PAGE, 3),
+    # A page whose records are not what they should be.
+    Walk("phones 7", user_with_phones(7), NO_RECORDS, 1),
+    Walk("phones text", user_with_phones("DP"), NO_RECORDS, 1),
+    Walk("phones object", user_with_phones({"DP": {}}), NO_RECORDS, 1),
+    Walk("next_offset 0", metadata({"next_offset": 0}), NEXT, 1),
+    Walk("next_offset -300", metadata({"next_offset": -300}), NEXT, 1),
+    Walk("next_offset text", metadata({"next_offset": "300"}), NEXT, 1),
+    Walk("next_offset 300.0", metadata({"next_offset": 300.0}), NEXT, 1),
+    Walk("next_offset []", metadata({"next_offset": []}), NEXT, 1),
+    Walk("next_offset {}", metadata({"next_offset": {}}), NEXT, 1),
+]
+HALF_WAY = [each for each in WALKS if each.name in ("403", "503", "HTML", "user 7")]
 
 
-@pytest.mark.parametrize("walk", WALKS)
-def test_a_walk_that_fails_writes_nothing(tenant: Tenant, run: Run, walk: str) -> None:
-    work = OneOfEach(tenant)
-    (kind, how), needed = WALKS[walk]
-    fault = tenant.fail(kind, times=None, **how)
+@pytest.mark.parametrize("walk", WALKS, ids=name_of_case)
+def test_a_walk_that_fails_writes_nothing(tenant: Tenant, run: Run, walk: Walk) -> None:
+    phones = OneOfEach(tenant)
+    fault = tenant.fail(times=None, **walk.fault)
     result = run("--json")
-    line = error_line(result, *needed)
+    line = error_line(result, *walk.told)
     assert line.isprintable()
     assert "html" not in line
     assert result.kinds == ["failed"]
     assert result.summary["exit_status"] == 1
-    assert fault.hits == (3 if walk in BROKEN_WALKS else 1)
-    work.assert_untouched()
+    assert fault.hits == walk.tries
+    phones.assert_untouched()
     assert_no_secret(run("--json", "-vvv"))
 
 
-@pytest.mark.parametrize("walk", ["403", "503", "HTML", "user 7"])
+@pytest.mark.parametrize("walk", HALF_WAY, ids=name_of_case)
 def test_a_walk_that_fails_half_way_writes_nothing(
-    tenant: Tenant, run: Run, walk: str
+    tenant: Tenant, run: Run, walk: Walk
 ) -> None:
-    work = OneOfEach(tenant, 600)
-    (kind, how), needed = WALKS[walk]
-    tenant.fail(kind, path="users$", after=1, times=None, **how)
+    phones = OneOfEach(tenant, 600)
+    tenant.fail(path="users$", after=1, times=None, **walk.fault)
     result = run("--json")
     error, _summary = result.err.splitlines()
-    assert all(each in error for each in needed)
+    for text in walk.told:
+        assert text in error
     assert (result.status, result.kinds) == (1, ["failed"])
     assert result.summary["users_seen"] >= 300
-    work.assert_untouched()
+    phones.assert_untouched()
 
 
 @pytest.mark.parametrize(
@@ -294,7 +361,12 @@ def test_wrong_keys(
 
 
 @pytest.mark.parametrize(
-    ("permissions", "tries"), [({"write"}, []), ({"read"}, ["POST"]), (set(), [])]
+    ("permissions", "tries"),
+    [
+        pytest.param({"write"}, [], id="write only"),
+        pytest.param({"read"}, ["POST"], id="read only"),
+        pytest.param(set(), [], id="none"),
+    ],
 )
 def test_missing_permissions(
     tenant: Tenant, run: Run, permissions: set[str], tries: list[str]
@@ -308,7 +380,7 @@ def test_missing_permissions(
     assert f"{GRANT} - Read" in line
     assert f"{GRANT} - Write" in line
     assert (result.status, result.kinds) == (1, ["failed"])
-    assert [r.method for r in tenant.requests if r.method != "GET"] == tries
+    assert write_methods(tenant) == tries
 
 
 def test_a_machine_that_has_no_more_threads(tenant: Tenant) -> None:
@@ -338,141 +410,174 @@ def test_a_machine_that_has_no_more_threads(tenant: Tenant) -> None:
 
 
 class Row:
-    """Phones in a row with the same verdict. What goes wrong does with the second."""
+    """Three phones to be written to. What goes wrong does with the second."""
 
-    def __init__(self, tenant: Tenant, count: int = 3, **fields: Any) -> None:
+    def __init__(self, tenant: Tenant, write: Write) -> None:
         self.tenant = tenant
-        users = [f"user-{n}" for n in range(count)]
-        self.ids = [tenant.add_phone(user, **fields) for user in users]
+        self.ids = [
+            tenant.add_phone(user, **write.fields)
+            for user in ("user-0", "user-1", "user-2")
+        ]
 
-    def fail(self, kind: str, method: str, **how: Any) -> Fault:
+    def fail(self, method: str, fault: Record) -> Fault:
         """Let this go wrong for ever with the second phone."""
         path = f"phones/{self.ids[1]}"
-        return self.tenant.fail(kind, method=method, path=path, times=None, **how)
-
-    @property
-    def written(self) -> list[str]:
-        """The phones that a write was sent for, in turn, each once."""
-        writes = [each for each in self.tenant.requests if each.method != "GET"]
-        return [*dict.fromkeys(each.path[-20:] for each in writes)]
+        return self.tenant.fail(method=method, path=path, times=None, **fault)
 
 
-ONE_PHONE: dict[str, tuple[Kind, str, int]] = {
-    # The fault, what the line has to say, how many tries.
-    "400": (("status", {"status": 400}), "400 Bad Request", 1),
-    "404": (("status", {"status": 404, "code": 40499}), "404 Not Found", 1),
-    "404 with HTML": (("status", {"status": 404, "body": b"<html>"}), "404 Not", 1),
-    "500": (("status", {"status": 500}), "500 Internal Server Error", 3),
-    "502": (("status", {"status": 502}), "502 Bad Gateway", 3),
-    "200 and FAIL": (
-        ("status", {"status": 200, "code": 40002, "message": "No"}),
-        ": Duo answers",
-        1,
-    ),
-    "reset": (("reset_before", {}), NO_ANSWER, 3),
-    "orderly close": (("close_before", {}), NO_ANSWER, 3),
-    "time-out": (("hang", {}), "timed out", 3),
-}
-NO_PHONE: dict[str, tuple[Kind, str, int]] = {
-    **{
-        name: (kind, needed[0], 3)
-        for name, (kind, needed) in answers(
-            "response", [None, 7, "", "DP", [], [{}]], "not a phone"
-        ).items()
-    },
-    "HTML": (("junk", {}), NOT_JSON[1], 3),
-    "not UTF-8": (("junk", {"body": b'"\xff"'}), NOT_JSON[1], 3),
-    "deep": (("junk", {"body": b"[" * 200_000}), NOT_JSON[1], 3),
-}
+class OnePhone(NamedTuple):
+    """A fault of one phone, what the error line tells of it, how often it is tried."""
+
+    name: str
+    fault: Record
+    told: str
+    tries: int
 
 
-@pytest.mark.parametrize(
-    ("write", "on_write", "failing"),
-    [(write, True, each) for write in WRITES for each in ONE_PHONE]
-    + [(WRITES[1], False, each) for each in (*ONE_PHONE, *NO_PHONE)],
-    ids=lambda value: getattr(value, "name", str(value)),
-)
-def test_one_phone_that_fails_does_not_stop_the_others(
-    tenant: Tenant, run: Run, write: Write, on_write: bool, failing: str
+NO_JSON = "is not Duo's Admin API: no JSON"
+FAULTS = [
+    OnePhone("400", status(400), "400 Bad Request", 1),
+    OnePhone("404", status(404, code=40499), "404 Not Found", 1),
+    OnePhone("404 with HTML", status(404, body=b"<html>"), "404 Not Found", 1),
+    OnePhone("500", status(500), "500 Internal Server Error", 3),
+    OnePhone("502", status(502), "502 Bad Gateway", 3),
+    OnePhone("200, FAIL", status(200, code=40002, message="No"), ": Duo answers", 1),
+    OnePhone("reset", {"kind": "reset_before"}, NO_ANSWER, 3),
+    OnePhone("orderly close", {"kind": "close_before"}, NO_ANSWER, 3),
+    OnePhone("time-out", {"kind": "hang"}, "timed out", 3),
+]
+FAULTS_OF_READS = [
+    OnePhone("response null", answer(response=None), "not a phone", 3),
+    OnePhone("response 7", answer(response=7), "not a phone", 3),
+    OnePhone("response empty", answer(response=""), "not a phone", 3),
+    OnePhone("response text", answer(response="DP"), "not a phone", 3),
+    OnePhone("response []", answer(response=[]), "not a phone", 3),
+    OnePhone("response [{}]", answer(response=[{}]), "not a phone", 3),
+    OnePhone("HTML", {"kind": "junk"}, NO_JSON, 3),
+    OnePhone("not UTF-8", {"kind": "junk", "body": b'"\xff"'}, NO_JSON, 3),
+    OnePhone("deep", {"kind": "junk", "body": b"[" * 200_000}, NO_JSON, 3),
+]
+
+
+def check_that_the_others_are_done(
+    tenant: Tenant, run: Run, write: Write, method: str, one: OnePhone
 ) -> None:
-    row = Row(tenant, **write.fields)
+    """With a fault of such requests for the second phone of three."""
+    row = Row(tenant, write)
     before = tenant.phone(row.ids[1])
-    (kind, how), needed, tries = {**ONE_PHONE, **NO_PHONE}[failing]
-    fault = row.fail(kind, write.method if on_write else "GET", **how)
-    result = run("--json", "--untag", *["--timeout", "0.3"] * (kind == "hang"))
+    fault = row.fail(method, one.fault)
+    argv = ["--json", "--untag"]
+    if one.name == "time-out":
+        argv += ["--timeout", "0.3"]
+    result = run(*argv)
     assert result.status == 1
-    assert fault.hits == tries
+    assert fault.hits == one.tries
     error, _summary = result.err.splitlines()
-    assert all(each in error for each in (needed, row.ids[1], "user-1"))
+    for text in (one.told, row.ids[1], "user-1"):
+        assert text in error
     assert result.summary["failed"] == 1
+    assert result.outcomes == [write.event, "failed", write.event]
     told = [each for each in result.events[:-1] if each["event"] != "deleting"]
-    assert [each["event"] for each in told] == [write.event, "failed", write.event]
     assert [each["phone_id"] for each in told] == row.ids
     assert tenant.phone(row.ids[1]) == before
     assert_no_stale_write(tenant)
 
 
-FATAL: dict[str, dict[str, Any]] = {
-    "401": {"status": 401, "code": 40103},
-    "403": {"status": 403},
-    "429 given up": {"status": 429},
-}
+@pytest.mark.parametrize("one", FAULTS, ids=name_of_case)
+@each_write
+def test_one_phone_whose_write_fails_does_not_stop_the_others(
+    tenant: Tenant, run: Run, write: Write, one: OnePhone
+) -> None:
+    check_that_the_others_are_done(tenant, run, write, write.method, one)
 
 
-@pytest.mark.parametrize("on_write", [False, True])
-@pytest.mark.parametrize("failing", FATAL)
+@pytest.mark.parametrize("one", FAULTS + FAULTS_OF_READS, ids=name_of_case)
+def test_one_phone_whose_read_fails_does_not_stop_the_others(
+    tenant: Tenant, run: Run, one: OnePhone
+) -> None:
+    check_that_the_others_are_done(tenant, run, DELETION, "GET", one)
+
+
+@pytest.mark.parametrize(
+    ("method", "reached"),
+    [
+        pytest.param("GET", 1, id="a read"),
+        pytest.param("DELETE", 2, id="a write"),
+    ],
+)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(status(401, code=40103), id="401"),
+        pytest.param(status(403), id="403"),
+        pytest.param(status(429), id="429 given up"),
+    ],
+)
 def test_what_ends_the_run_leaves_the_other_phones(
+    *,
     tenant: Tenant,
     run: Run,
     monkeypatch: pytest.MonkeyPatch,
-    failing: str,
-    on_write: bool,
+    fault: Record,
+    method: str,
+    reached: int,
 ) -> None:
     monkeypatch.setattr(duo_phone_cleanup, "PATIENCE", 0)
-    row = Row(tenant, name=STUCK)
-    method = "DELETE" if on_write else "GET"
-    fault = row.fail("status", method, **FATAL[failing])
+    row = Row(tenant, DELETION)
+    added = row.fail(method, fault)
     result = run("--json")
     assert result.status == 1
-    assert fault.hits == 1
+    assert added.hits == 1
     error, _summary = result.err.splitlines()
     assert row.ids[1] in error
     assert (result.summary["deleted"], result.summary["failed"]) == (1, 1)
-    assert row.written == row.ids[: 1 + on_write]
-    assert [row.tenant.phone(each) is None for each in row.ids] == [True, False, False]
+    assert written_phones(tenant) == row.ids[:reached]
+    assert [*tenant.phones] == row.ids[1:]
     assert_no_stale_write(tenant)
 
 
 # Phones in a row without an answer
 
 
+class InARow(NamedTuple):
+    """Phones, one after the other, and what becomes of them."""
+
+    phones: str
+    """o: it is written; -: a write to it has no answer; x: a write to it is refused."""
+    done: int
+    failed: int
+    """The end of the run, too, is a failure."""
+    reached: int
+    ended: bool
+
+
 @each_write
 @pytest.mark.parametrize(
-    ("row", "done", "failed"),
+    "row",
     [
-        ("o-o", "oo", 1),
-        ("---o---o", "oo", 6),  # never four in a row
-        ("o----oo", "o", 4),
-        ("o---x---o", "oo", 7),  # of seven failures one had an answer
+        InARow("o-o", done=2, failed=1, reached=3, ended=False),
+        InARow("---o---o", done=2, failed=6, reached=8, ended=False),
+        InARow("o----oo", done=1, failed=5, reached=5, ended=True),
+        InARow("o---x---o", done=2, failed=7, reached=9, ended=False),
     ],
+    ids=lambda row: row.phones,
 )
 def test_phones_without_an_answer(
-    tenant: Tenant, run: Run, write: Write, row: str, done: str, failed: int
+    tenant: Tenant, run: Run, write: Write, row: InARow
 ) -> None:
     """A phone without one fails alone; four in a row end the run."""
-    for number, each in enumerate(row):
-        tenant.add_phone(f"user-{number}", phone_id=f"DP{each}{number}", **write.fields)
+    ids = [f"DP{kind}{number}" for number, kind in enumerate(row.phones)]
+    for phone_id in ids:
+        tenant.add_phone("ann", phone_id=phone_id, **write.fields)
     fault = tenant.fail("reset_before", method=write.method, path="DP-", times=None)
     tenant.fail("status", status=400, method=write.method, path="DPx", times=None)
     result = run("--json", "--untag")
-    ends = "----" in row
     assert result.status == 1
-    assert result.kinds.count(write.event) == len(done)
-    assert result.summary["failed"] == failed + ends
-    assert ("4 phones in a row without an answer" in result.err) == ends
-    assert fault.hits == 3 * row.count("-")
-    reached = row.index("----") + 4 if ends else len(row)
-    assert {int(each[3:]) for each in written_phones(tenant)} == {*range(reached)}
+    assert result.kinds.count(write.event) == row.done
+    assert result.summary["failed"] == row.failed
+    assert ("4 phones in a row without an answer" in result.err) is row.ended
+    assert fault.hits == 3 * row.phones.count("-")
+    assert set(written_phones(tenant)) == set(ids[: row.reached])
 
 
 def test_phones_without_an_answer_between_phones_that_are_kept(
@@ -500,7 +605,9 @@ def test_a_server_that_dies_after_the_walk(tenant: Tenant, run: Run, kind: str) 
     assert result.status == 1
     assert 4 * 3 <= fault.hits <= 5 * 3  # a fifth was being read meanwhile
     *errors, last, _summary = result.err.splitlines()
-    assert ["no answer from" in each for each in errors] == [True] * 4
+    assert len(errors) == 4
+    for error in errors:
+        assert "no answer from" in error
     assert "error: 4 phones in a row without an answer" in last
 
 
