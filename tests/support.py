@@ -31,6 +31,8 @@ STAMPED = str(NOW)
 """What a phone is called that such a run has stamped."""
 STUCK = str(NOW - HOUR)
 """A tag past its grace period."""
+LONG_AGO = "1111111111"
+"""A tag past its grace period by the real clock, too, which processes go by."""
 GONE = "(deleted)"
 """What `name_of` calls a phone that is no longer there."""
 SCOPE = "localhost: grace period 10 minutes, deletion limit 100"

@@ -16,13 +16,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import trustme
 
 import duo_phone_cleanup
-from tests.simulation.tenant import Request, Tenant
+from tests.simulation.tenant import Record, Request, Tenant
 from tests.support import (
     NETWORK,
     NO_ANSWER,
@@ -68,13 +68,17 @@ def test_a_server_that_closes_after_every_answer(
 ) -> None:
     """Whether it says so or not, all the work gets done."""
     tenant.populate(1000)
-    fields = [write.fields for write in WRITES] * 4
-    ids = [tenant.add_phone(f"u{n}", **each) for n, each in enumerate(fields)]
+    ids = []
+    events = []
+    for number in range(4):
+        for write in WRITES:
+            ids.append(tenant.add_phone(f"u{number}", **write.fields))
+            events.append(write.event)
     tenant.fail(kind, times=None)
     result = run("--json", "--untag")
     assert (result.status, result.err) == (0, "")
     assert written_phones(tenant) == ids
-    assert result.outcomes == ["stamped", "deleted", "untagged"] * 4
+    assert result.outcomes == events
     assert_no_stale_write(tenant)
 
 
@@ -129,26 +133,20 @@ def test_a_server_that_falls_silent(tenant: Tenant, run: Run) -> None:
     assert fault.hits == 3
 
 
-HANGS: dict[str, dict[str, Any]] = {
-    "page": {"path": "users$"},
-    "re-read": {"method": "GET", "path": "DP-delete"},
-    "stamp": {"method": "POST"},
-    "deletion": {"method": "DELETE"},
-}
-"""What picks the request out of a run that has no answer."""
-
-
 @pytest.mark.parametrize(
-    ("request_kind", "before"),
-    [("page", True), ("re-read", True), ("stamp", False), ("deletion", False)],
+    "fault",
+    [
+        pytest.param({"path": "users$"}, id="page"),
+        pytest.param({"method": "GET", "path": "DP-delete"}, id="re-read"),
+        pytest.param({"method": "POST", "before": False}, id="stamp, done"),
+        pytest.param({"method": "DELETE", "before": False}, id="deletion, done"),
+    ],
 )
-def test_a_time_out_is_ridden_out(
-    tenant: Tenant, run: Run, request_kind: str, before: bool
-) -> None:
-    work = OneOfEach(tenant)
-    fault = tenant.fail("hang", **HANGS[request_kind], before=before)
-    work.assert_done(run("--json", "--untag", "--timeout", "0.3"))
-    assert fault.hits == 1
+def test_a_time_out_is_ridden_out(tenant: Tenant, run: Run, fault: Record) -> None:
+    phones = OneOfEach(tenant)
+    added = tenant.fail("hang", **fault)
+    phones.assert_done(run("--json", "--untag", "--timeout", "0.3"))
+    assert added.hits == 1
 
 
 def test_a_page_that_drips_in(
@@ -222,8 +220,8 @@ def dead_port() -> Iterator[str]:
 
 
 def test_a_refused_connection(run: Run, dead_port: str) -> None:
-    needed = f"no answer from {dead_port}: ", "onnection refused", NETWORK
-    error_line(run(DUO_HOST=dead_port), *needed)
+    result = run(DUO_HOST=dead_port)
+    error_line(result, f"no answer from {dead_port}: ", "onnection refused", NETWORK)
 
 
 def test_an_unknown_host(run: Run) -> None:
@@ -235,20 +233,30 @@ def test_an_unknown_host(run: Run) -> None:
 @pytest.mark.parametrize(
     ("reply", "needed"),
     [
-        (b"", (NO_ANSWER, NETWORK)),
-        (b"SSH-2.0-OpenSSH_9.6\r\n", ("SSH-2.0", "DUO_HOST")),
-        (b"HTTP/1.1 200 OK\r\n" + b"a" * 70_000, ("line", "DUO_HOST")),
-        (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200 + b"\r\n", ("100", "DUO_HOST")),
-        (
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-            ("IncompleteRead", "DUO_HOST"),
+        pytest.param(b"", [NO_ANSWER, NETWORK], id="nothing"),
+        pytest.param(
+            b"SSH-2.0-OpenSSH_9.6\r\n", ["SSH-2.0", "DUO_HOST"], id="not HTTP"
         ),
-        (b"HTTP/1.1 204 No Content\r\n\r\n", ("204 No Content",)),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\n" + b"a" * 70_000,
+            ["line", "DUO_HOST"],
+            id="long line",
+        ),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200 + b"\r\n",
+            ["100", "DUO_HOST"],
+            id="headers",
+        ),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+            ["IncompleteRead", "DUO_HOST"],
+            id="chunks",
+        ),
+        pytest.param(b"HTTP/1.1 204 No Content\r\n\r\n", ["204 No Content"], id="204"),
     ],
-    ids=["nothing", "not HTTP", "long line", "headers", "chunks", "204"],
 )
 def test_a_server_that_is_not_duo(
-    run: Run, tmp_path: Path, reply: bytes, needed: tuple[str, ...]
+    run: Run, tmp_path: Path, reply: bytes, needed: list[str]
 ) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
@@ -267,32 +275,53 @@ def test_a_server_without_tls(run: Run) -> None:
     assert "[SSL" not in line
 
 
+class Certificate(NamedTuple):
+    """A certificate that is not to be trusted, and why."""
+
+    why: str
+    name: str = "localhost"
+    days_left: int = 1
+    trusted: bool = True
+    """Whether the authority that issued it is trusted."""
+
+
 @pytest.mark.parametrize(
-    ("name", "trusted", "ends", "needed"),
+    "certificate",
     [
-        ("localhost", False, 1, "unable to get local issuer certificate"),
-        (
-            "api-12345678.duosecurity.com",
-            True,
-            1,
-            "Hostname mismatch, certificate is not valid for 'localhost'",
+        pytest.param(
+            Certificate("unable to get local issuer certificate", trusted=False),
+            id="of another authority",
         ),
-        ("localhost", True, -1, "certificate has expired"),
+        pytest.param(
+            Certificate(
+                "Hostname mismatch, certificate is not valid for 'localhost'",
+                name="api-12345678.duosecurity.com",
+            ),
+            id="for another host",
+        ),
+        pytest.param(
+            Certificate("certificate has expired", days_left=-1), id="expired"
+        ),
     ],
-    ids=["of another authority", "for another host", "expired"],
 )
 def test_a_certificate_that_fails(
-    run: Run, tmp_path: Path, name: str, trusted: bool, ends: int, needed: str
+    run: Run, tmp_path: Path, certificate: Certificate
 ) -> None:
     authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    day = datetime.timedelta(days=1)
     now = datetime.datetime.now(datetime.timezone.utc)
-    days = [now + datetime.timedelta(days=day) for day in (-2, ends)]
-    certificate = authority.issue_cert(name, not_before=days[0], not_after=days[1])
-    trust = str(tmp_path / "ca.pem") if trusted else ""  # "": duo_client's bundle
-    with server(b"", certificate) as host:
+    issued = authority.issue_cert(
+        certificate.name,
+        not_before=now - 2 * day,
+        not_after=now + certificate.days_left * day,
+    )
+    trust = ""  # duo_client's bundle
+    if certificate.trusted:
+        trust = str(tmp_path / "ca.pem")
+        authority.cert_pem.write_to_path(trust)
+    with server(b"", issued) as host:
         result = run(DUO_HOST=host, DUO_CA_CERTS=trust)
-    failed = f"localhost is not trusted: certificate verify failed: {needed}"
+    failed = f"localhost is not trusted: certificate verify failed: {certificate.why}"
     hint = "is --host (DUO_HOST) right? Or see --ca-certs (DUO_CA_CERTS)"
     error_line(result, f" error: {failed}: {hint}")
 
@@ -325,7 +354,8 @@ def test_a_file_named_like_a_switch_does_not_turn_verification_off(
 
 # Proxies
 
-USER, PASSWORD = "proxy-user", "p@ss:wörd"
+USER = "proxy-user"
+PASSWORD = "p@ss:wörd"
 LOGIN = "proxy-user:p%40ss%3Aw%C3%B6rd"
 
 
@@ -333,8 +363,10 @@ LOGIN = "proxy-user:p%40ss%3Aw%C3%B6rd"
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real CONNECT proxy that wants a user and a password; its address."""
     port_file = tmp_path_factory.mktemp("proxy") / "port"
-    options = ["--port=0", f"--port-file={port_file}", "--hostname=127.0.0.1"]
-    options += [
+    options = [
+        "--port=0",
+        f"--port-file={port_file}",
+        "--hostname=127.0.0.1",
         f"--basic-auth={USER}:{PASSWORD}",
         "--num-workers=1",
         "--num-acceptors=1",
@@ -376,10 +408,7 @@ def test_no_proxy_goes_past_the_proxy(tenant: Tenant, run: Run) -> None:
     assert len(tenant.requests) == 1
 
 
-def test_a_proxy_that_refuses_is_named(
-    tenant: Tenant, run: Run, proxy: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(duo_phone_cleanup, "PAUSE", 0.01)
+def test_a_proxy_that_refuses_is_named(tenant: Tenant, run: Run, proxy: str) -> None:
     result = run(HTTPS_PROXY=f"http://{USER}:SECRET@{proxy}")
     assert result.status == 1
     hint = "check --host (DUO_HOST), the network and HTTPS_PROXY"
@@ -389,37 +418,53 @@ def test_a_proxy_that_refuses_is_named(
     assert tenant.requests == []
 
 
-@pytest.mark.parametrize("login", ["", "proxy-user:proxy-password@"])
+LOGINS = ["", "proxy-user:proxy-password@"]
+ENCODED = base64.b64encode(b"proxy-user:proxy-password").decode()
+
+
+def check_that_a_proxy_fails(run: Run, proxy: str, login: str, *needed: str) -> None:
+    """It is named, and its password is not."""
+    url = f"http://{login}{proxy}"
+    error_line(run(HTTPS_PROXY=url), f"the proxy {proxy}", *needed)
+    for result in (run(HTTPS_PROXY=url), run("-vvv", HTTPS_PROXY=url)):
+        assert_no_secret(result)
+        assert "proxy-" not in result.err
+        assert ENCODED not in result.err
+
+
+@pytest.mark.parametrize("login", LOGINS)
+def test_a_proxy_that_nobody_runs(
+    tenant: Tenant, run: Run, dead_port: str, login: str
+) -> None:
+    check_that_a_proxy_fails(run, dead_port, login, "onnection refused", NETWORK)
+    assert tenant.requests == []
+
+
+@pytest.mark.parametrize("login", LOGINS)
 @pytest.mark.parametrize(
-    ("reply", "needed", "hint"),
+    ("reply", "needed"),
     [
-        (None, "onnection refused", NETWORK),
-        (b"HTTP/1.1 407 Login, please\r\n\r\n", "407 Login, please", NETWORK),
-        (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", "502 Bad Gateway", NETWORK),
-        (b"220 mail.example.com ESMTP\r\n", "220 mail.example.com", ""),
+        pytest.param(
+            b"HTTP/1.1 407 Login, please\r\n\r\n",
+            ["407 Login, please", NETWORK],
+            id="407",
+        ),
+        pytest.param(
+            b"HTTP/1.1 502 Bad Gateway\r\n\r\n", ["502 Bad Gateway", NETWORK], id="502"
+        ),
+        pytest.param(
+            b"220 mail.example.com ESMTP\r\n",
+            ["220 mail.example.com"],
+            id="not a proxy",
+        ),
     ],
-    ids=["refused", "407", "502", "not a proxy"],
 )
 def test_a_proxy_that_fails(
-    tenant: Tenant,
-    run: Run,
-    dead_port: str,
-    login: str,
-    reply: bytes | None,
-    needed: str,
-    hint: str,
+    tenant: Tenant, run: Run, login: str, reply: bytes, needed: list[str]
 ) -> None:
-    with server(reply or b"") as address:
-        proxy = dead_port if reply is None else address
-        results = [
-            run(*argv, HTTPS_PROXY=f"http://{login}{proxy}") for argv in ((), ("-vvv",))
-        ]
-    error_line(results[0], f"the proxy {proxy}", needed, hint)
+    with server(reply) as proxy:
+        check_that_a_proxy_fails(run, proxy, login, *needed)
     assert tenant.requests == []
-    for result in results:
-        assert_no_secret(result)
-        for secret in ("proxy-", base64.b64encode(login.rstrip("@").encode()).decode()):
-            assert not secret or secret not in result.err
 
 
 @pytest.mark.parametrize(
