@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import trustme
@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import duo_phone_cleanup
-from tests.simulation.tenant import SKEY, Tenant
+from tests.simulation.tenant import IKEY, SKEY, Tenant
 from tests.support import MINUTE, NOW, STUCK, Result, usual
 
 Runs = Callable[..., Result]
@@ -89,7 +89,27 @@ def out(_: Tenant, result: Result) -> str:
 
 def told(_: Tenant, result: Result) -> str:
     """Nothing, what was done, or every step: then requests as well."""
-    return "steps" if "/admin/v1/" in result.err else "done" if result.err else ""
+    if "/admin/v1/" in result.err:
+        return "steps"
+    if result.err:
+        return "done"
+    return "nothing"
+
+
+class Value(NamedTuple):
+    """A value of a setting, the command lines that give it, what is then seen."""
+
+    text: str
+    ways: list[list[str]]
+    seen: Any
+
+
+def value(text: str, seen: Any, long: str, short: str = "") -> Value:
+    """Give a value in each way that an option takes one."""
+    ways = [[long, text], [f"{long}={text}"]]
+    if short:
+        ways += [[short, text], [short + text]]
+    return Value(text, ways, seen)
 
 
 @dataclass
@@ -97,56 +117,126 @@ class Setting:
     """A setting, and two values of it that show in what a run leaves behind."""
 
     name: str
-    short: str
     seen: Callable[[Tenant, Result], Any]
-    values: dict[str, Any]
-    """Value to what is seen then; "" is for the default."""
+    one: Value
+    other: Value
+    default: Any
+    """What is seen where it is not set."""
     junk: str = "junk"
     others: tuple[str, ...] = ()
     """Variables that must not be set."""
-
-    def ways(self, value: str) -> list[list[str]]:
-        """The command lines that give it this value."""
-        long = option(self.name)
-        if value in ("yes", "no"):
-            switch = long if value == "yes" else f"--no-{long[2:]}"
-            return [[switch], *[[self.short]] * (value == "yes" and bool(self.short))]
-        if self.name == "verbose":
-            return [["-" + "v" * int(value)], [long] * int(value)]
-        short = [[self.short, value], [self.short + value]] if self.short else []
-        return [[long, value], [f"{long}={value}"], *short]
+    row_seconds: float = 0
+    """How slow the tenant is."""
 
 
+SKEY_SETTING = Setting(
+    "skey",
+    status,
+    value(SKEY, 0, "--skey", "-s"),
+    value(SKEY[::-1], 1, "--skey", "-s"),
+    default=2,
+    junk="two words",
+)
+MAX_DELETIONS = Setting(
+    "max_deletions",
+    left,
+    value("1", 5, "--max-deletions"),
+    value("none", 3, "--max-deletions"),
+    default=3,
+)
 TABLE = [
-    Setting("skey", "-s", status, {SKEY: 0, SKEY[::-1]: 1, "": 2}, junk="two words"),
+    SKEY_SETTING,
     Setting(
         "skey_file",
-        "",
         status,
-        {"{tmp}/key": 0, "{tmp}/wrong-key": 1, "": 2},
+        value("{tmp}/key", 0, "--skey-file"),
+        value("{tmp}/wrong-key", 1, "--skey-file"),
+        default=2,
         junk="{tmp}/none",
         others=("DUO_SKEY",),
     ),
     Setting(
         "ikey",
-        "-i",
         status,
-        {"DIWJ8X6AEYOR5OMC6TQ1": 0, "DI": 1, "": 2},
+        value(IKEY, 0, "--ikey", "-i"),
+        value("DI", 1, "--ikey", "-i"),
+        default=2,
         junk="two words",
     ),
-    Setting("host", "-H", status, {"{host}": 0, "localhost:1": 1, "": 2}, junk="a b"),
-    Setting("grace_period", "-g", left, {"20": 4, "120": 5, "": 3}),
-    Setting("force", "-f", left, {"yes": 3, "no": 5, "": 3}),
-    Setting("dry_run", "-n", left, {"yes": 5, "no": 3, "": 3}),
-    Setting("max_deletions", "", left, {"1": 5, "none": 3, "": 3}),
-    Setting("untag", "", tagged, {"yes": 2, "no": 3, "": 3}),
-    Setting("json", "", out, {"yes": "{", "no": "", "": ""}),
     Setting(
-        "journal", "", status, {"{tmp}/journal": 0, "/dev/full": 1, "": 0}, "{tmp}"
+        "host",
+        status,
+        value("{host}", 0, "--host", "-H"),
+        value("localhost:1", 1, "--host", "-H"),
+        default=2,
+        junk="a b",
     ),
-    Setting("timeout", "", status, {"5": 0, "0.02": 1, "": 0}),
-    Setting("ca_certs", "", status, {"{ca}": 0, "{tmp}/other-ca": 1, "": 1}),
-    Setting("verbose", "-v", told, {"1": "done", "2": "steps", "": ""}),
+    Setting(
+        "grace_period",
+        left,
+        value("20", 4, "--grace-period", "-g"),
+        value("120", 5, "--grace-period", "-g"),
+        default=3,
+    ),
+    Setting(
+        "force",
+        left,
+        Value("yes", [["--force"], ["-f"]], 3),
+        Value("no", [["--no-force"]], 5),
+        default=3,
+    ),
+    Setting(
+        "dry_run",
+        left,
+        Value("yes", [["--dry-run"], ["-n"]], 5),
+        Value("no", [["--no-dry-run"]], 3),
+        default=3,
+    ),
+    MAX_DELETIONS,
+    Setting(
+        "untag",
+        tagged,
+        Value("yes", [["--untag"]], 2),
+        Value("no", [["--no-untag"]], 3),
+        default=3,
+    ),
+    Setting(
+        "json",
+        out,
+        Value("yes", [["--json"]], "{"),
+        Value("no", [["--no-json"]], ""),
+        default="",
+    ),
+    Setting(
+        "journal",
+        status,
+        value("{tmp}/journal", 0, "--journal"),
+        value("/dev/full", 1, "--journal"),
+        default=0,
+        junk="{tmp}",
+    ),
+    Setting(
+        "timeout",
+        status,
+        value("5", 0, "--timeout"),
+        value("0.02", 1, "--timeout"),
+        default=0,
+        row_seconds=0.05,
+    ),
+    Setting(
+        "ca_certs",
+        status,
+        value("{ca}", 0, "--ca-certs"),
+        value("{tmp}/other-ca", 1, "--ca-certs"),
+        default=1,
+    ),
+    Setting(
+        "verbose",
+        told,
+        Value("1", [["-v"], ["--verbose"]], "done"),
+        Value("2", [["-vv"], ["--verbose", "--verbose"]], "steps"),
+        default="nothing",
+    ),
 ]
 each_setting = pytest.mark.parametrize(
     "setting", TABLE, ids=[setting.name for setting in TABLE]
@@ -160,15 +250,19 @@ def see(tenant: Tenant, run: Runs, files: dict[str, str]) -> Callable[..., Any]:
     def see(setting: Setting, *argv: str, **variables: str) -> Any:
         tenant.users.clear()
         tenant.phones.clear()
-        tenant.slow(row=0.05 if setting.name == "timeout" else 0)
+        tenant.slow(row=setting.row_seconds)
         tenant.add_phone("ann")
         tenant.add_phone("bob", name=STUCK)
         tenant.add_phone("cleo", name=str(NOW - 10 * MINUTE))
         tenant.add_phone("dan", name=str(NOW - 10 * MINUTE + 1))
         tenant.add_phone("eve", name=STUCK, activated=True)
-        given = {k: v.format_map(files) for k, v in variables.items()}
-        unset = {variable(setting.name): "", **dict.fromkeys(setting.others, "")}
-        result = run(*[a.format_map(files) for a in argv], **{**unset, **given})
+        environment = {variable(setting.name): ""}
+        for other in setting.others:
+            environment[other] = ""
+        for name, text in variables.items():
+            environment[name] = text.format_map(files)
+        words = [word.format_map(files) for word in argv]
+        result = run(*words, **environment)
         assert result.status < 2 or setting.seen is status, result
         return setting.seen(tenant, result)
 
@@ -179,20 +273,24 @@ def see(tenant: Tenant, run: Runs, files: dict[str, str]) -> Callable[..., Any]:
 def test_each_option_and_variable_does_what_it_says(
     setting: Setting, see: Callable[..., Any]
 ) -> None:
-    for value, seen in setting.values.items():
-        assert see(setting, **{variable(setting.name): value}) == seen, value
-        for way in setting.ways(value) if value else [[]]:
-            assert see(setting, *way) == seen, way
+    assert see(setting) == setting.default
+    for value in (setting.one, setting.other):
+        assert see(setting, **{variable(setting.name): value.text}) == value.seen, value
+        for way in value.ways:
+            assert see(setting, *way) == value.seen, way
 
 
 @each_setting
 def test_an_option_beats_the_variable(
     setting: Setting, see: Callable[..., Any]
 ) -> None:
-    one, other = (value for value in setting.values if value)
-    for value, unused in ((one, other), (other, one), (one, setting.junk)):
-        seen = see(setting, *setting.ways(value)[0], **{variable(setting.name): unused})
-        assert seen == setting.values[value], (value, unused)
+    for value, unused in (
+        (setting.one, setting.other.text),
+        (setting.other, setting.one.text),
+        (setting.one, setting.junk),
+    ):
+        seen = see(setting, *value.ways[0], **{variable(setting.name): unused})
+        assert seen == value.seen, (value, unused)
 
 
 @pytest.mark.parametrize(
@@ -210,38 +308,44 @@ def test_an_option_beats_the_variable(
 def test_either_source_of_the_key_as_an_option_beats_both_as_variables(
     see: Callable[..., Any], argv: list[str], variables: dict[str, str]
 ) -> None:
-    assert see(TABLE[0], *argv, **variables) == 0
+    assert see(SKEY_SETTING, *argv, **variables) == 0
 
 
 @pytest.mark.parametrize("value", ["none", "NONE", "None"])
 def test_none_lifts_the_limit(see: Callable[..., Any], value: str) -> None:
-    limit = next(setting for setting in TABLE if setting.name == "max_deletions")
-    assert see(limit, DUO_MAX_DELETIONS=value) == 3
-    assert see(limit, "--max-deletions", value, DUO_MAX_DELETIONS="0") == 3
+    assert see(MAX_DELETIONS, DUO_MAX_DELETIONS=value) == 3
+    assert see(MAX_DELETIONS, "--max-deletions", value, DUO_MAX_DELETIONS="0") == 3
 
 
 @pytest.mark.parametrize(
-    ("words", "yes"),
+    ("words", "begin"),
     [
-        (["y", "yes", "t", "true", "on", "1"], True),
-        (["n", "no", "f", "false", "off", "0"], False),
+        pytest.param(["y", "yes", "t", "true", "on", "1"], "{", id="yes"),
+        pytest.param(["n", "no", "f", "false", "off", "0"], "", id="no"),
     ],
 )
-def test_words_for_yes_and_no(run: Runs, words: list[str], yes: bool) -> None:
+def test_words_for_yes_and_no(run: Runs, words: list[str], begin: str) -> None:
     for word in words:
         for spelled in {word, word.upper(), word.title()}:
             result = run(DUO_JSON=spelled)
-            assert (result.status, result.out[:1]) == (0, "{" if yes else ""), spelled
+            assert (result.status, result.out[:1]) == (0, begin), spelled
 
 
 def test_the_verbosity_counts(run: Runs) -> None:
     def lines(*argv: str, **variables: str) -> int:
         return len(run(*argv, **variables).err.splitlines())
 
-    assert 0 == lines() == lines(DUO_VERBOSE="0")
-    assert 0 < lines("-v") == lines("--verbose") == lines(DUO_VERBOSE="1")
-    assert lines("-v") < lines("-v", "-v") == lines("-vv") == lines(DUO_VERBOSE="2")
-    assert lines("-v", DUO_VERBOSE="2") == lines("-v")
+    assert lines() == 0
+    assert lines(DUO_VERBOSE="0") == 0
+    once = lines("-v")
+    assert once > 0
+    assert lines("--verbose") == once
+    assert lines(DUO_VERBOSE="1") == once
+    assert lines("-v", DUO_VERBOSE="2") == once
+    twice = lines("-vv")
+    assert twice > once
+    assert lines("-v", "-v") == twice
+    assert lines(DUO_VERBOSE="2") == twice
 
 
 # What is wrong is said in one line
@@ -320,6 +424,10 @@ BAD_HOSTS = [
     "\udcff",
 ]
 BAD_FILES = ["{tmp}/none", "{tmp}", "{tmp}/key/key", "{tmp}/empty", "{tmp}/binary"]
+BAD_SECONDS = [bad for bad in BAD_NUMBERS if bad != "1.5"]
+SWITCHES = ["force", "dry_run", "untag", "json"]
+TAKE_NO_VALUE = [*SWITCHES, "verbose"]
+"""The settings whose options take no value."""
 BAD: dict[str, list[str]] = {
     "skey": ["two words", "k\u00e9y", "a\tb", "a\x00b", "\udcff", " ", "\n"],
     "skey_file": [*BAD_FILES, "{tmp}/blank", "{tmp}/two-lines", "{tmp}/utf-16"],
@@ -332,7 +440,7 @@ BAD: dict[str, list[str]] = {
     "untag": BAD_WORDS,
     "json": BAD_WORDS,
     "journal": ["{tmp}", "{tmp}/none/journal", "{tmp}/key/journal"],
-    "timeout": [*(bad for bad in BAD_NUMBERS if bad != "1.5"), "0", "0.0", "1,5", "."],
+    "timeout": [*BAD_SECONDS, "0", "0.0", "1,5", "."],
     "ca_certs": [*BAD_FILES, "{tmp}/key", "HTTP", "DISABLE", "http", "disable"],
     "verbose": [*BAD_NUMBERS, "v", "yes"],
 }
@@ -351,20 +459,22 @@ def test_a_bad_value_is_a_usage_error_that_does_not_repeat_it(
     }.items():
         (tmp_path / file).write_bytes(content)
         (tmp_path / file).chmod(0o600)
-    unset = {variable("skey"): ""} if name == "skey_file" else {}
-    is_switch = BAD[name] is BAD_WORDS
+    unset = {}
+    if name == "skey_file":
+        unset["DUO_SKEY"] = ""
     for template in BAD[name]:
         bad = template.format_map(files)
-        ways = [run(**{**unset, variable(name): bad})]
-        if not is_switch and name != "verbose":
-            ways += [run(f"{option(name)}={bad}", **unset)]
-        for result in ways:
+        results = [run(**{**unset, variable(name): bad})]
+        if name not in TAKE_NO_VALUE:
+            results.append(run(f"{option(name)}={bad}", **unset))
+        for result in results:
             assert_usage_error(tenant, result, name)
-            assert len(bad) < 4 or bad not in result.err
+            if len(bad) >= 4:
+                assert bad not in result.err
             # No piece of a key in a file that is none, not even a byte of it.
             assert SKEY[:4] not in result.err
             assert "0x" not in result.err
-    if name != "verbose" and not is_switch:
+    if name not in TAKE_NO_VALUE:
         assert_usage_error(tenant, run(option(name), "", **unset), name)
 
 
@@ -372,9 +482,10 @@ def test_a_bad_value_is_a_usage_error_that_does_not_repeat_it(
 def test_an_option_with_no_value_or_one_too_many_is_named_with_its_variable(
     tenant: Tenant, run: Runs, name: str
 ) -> None:
-    takes_none = BAD[name] is BAD_WORDS or name == "verbose"
-    argv = [f"{option(name)}={TOKEN}"] if takes_none else [option(name)]
-    result = run(*argv)
+    if name in TAKE_NO_VALUE:
+        result = run(f"{option(name)}={TOKEN}")
+    else:
+        result = run(option(name))
     assert_usage_error(tenant, result, name)
     assert TOKEN not in result.err
 
@@ -407,10 +518,9 @@ def test_two_sources_of_the_key_at_one_level_are_a_usage_error(
     argv: list[str],
     variables: dict[str, str],
 ) -> None:
-    result = run(
-        *[each.format_map(files) for each in argv],
-        **{name: value.format_map(files) for name, value in variables.items()},
-    )
+    words = [word.format_map(files) for word in argv]
+    environment = {name: text.format_map(files) for name, text in variables.items()}
+    result = run(*words, **environment)
     assert_usage_error(tenant, result, "skey", "skey_file")
 
 
@@ -477,7 +587,10 @@ def test_a_mistyped_option_gets_a_suggestion(
 ) -> None:
     result = run("ann", word)
     assert_usage_error(tenant, result)
-    assert re.findall(": did you mean (.*?)[?]", result.err) == [meant] * bool(meant)
+    if meant:
+        assert f": did you mean {meant}? " in result.err
+    else:
+        assert "did you mean" not in result.err
     assert "argument 2 " in result.err
     assert TOKEN not in result.err
 
@@ -567,11 +680,11 @@ def test_a_mistyped_variable_is_warned_of(
     """With both names, and never its value."""
     result = run(**{name: TOKEN})
     assert (result.status, result.out) == (0, "")
-    lines = result.err.splitlines()
-    assert len(lines) == bool(meant)
-    for line in lines:
-        assert line == f"warning: unknown variable '{name}': did you mean {meant}?"
-    assert TOKEN not in result.err
+    if meant:
+        warning = f"warning: unknown variable '{name}': did you mean {meant}?"
+        assert result.err == f"{warning}\n"
+    else:
+        assert result.err == ""
     assert tenant.requests
 
 
@@ -632,9 +745,15 @@ def test_a_mistyped_option_does_not_repeat_the_secret(
     assert TOKEN not in result.err
 
 
-@pytest.mark.parametrize("option", ["--sk", "--grace", "--dry", "--no-for", "--verb"])
-def test_options_cannot_be_abbreviated(tenant: Tenant, run: Runs, option: str) -> None:
-    assert_usage_error(tenant, run(option, *["5"] * (option in ("--sk", "--grace"))))
+@pytest.mark.parametrize(
+    "argv",
+    [["--sk", "5"], ["--grace", "5"], ["--dry"], ["--no-for"], ["--verb"]],
+    ids=" ".join,
+)
+def test_options_cannot_be_abbreviated(
+    tenant: Tenant, run: Runs, argv: list[str]
+) -> None:
+    assert_usage_error(tenant, run(*argv))
 
 
 def test_the_place_of_an_unknown_option_is_told(tenant: Tenant, run: Runs) -> None:
@@ -677,11 +796,11 @@ WITH_TOKEN = [
     [f"--{TOKEN}"],
     [f"-{TOKEN}"],
     [f"-{TOKEN} {TOKEN}"],
-    *([f"{name}={TOKEN}"] for name in map(option, SETTINGS)),
-    *([f"{name} {TOKEN}"] for name in map(option, SETTINGS)),
-    *([f"-{letter}{TOKEN}"] for letter in "siHgfnvkhx"),
-    *([f"-{letter}", TOKEN] for letter in "siHg"),
 ]
+WITH_TOKEN += [[f"{option(name)}={TOKEN}"] for name in SETTINGS]
+WITH_TOKEN += [[f"{option(name)} {TOKEN}"] for name in SETTINGS]
+WITH_TOKEN += [[f"-{letter}{TOKEN}"] for letter in "siHgfnvkhx"]
+WITH_TOKEN += [[f"-{letter}", TOKEN] for letter in "siHg"]
 
 
 @pytest.mark.parametrize("complete", [True, False])
@@ -693,15 +812,16 @@ WITH_TOKEN = [
 def test_no_command_line_shows_a_secret(
     run: Runs, complete: bool, data: st.DataObject
 ) -> None:
-    # Of a command line that is in order otherwise, a word by itself is a user, whose
-    # name may well be shown.
-    alone = [] if complete else [[TOKEN], [f"skey={TOKEN}"], ["--"], ["--", TOKEN]]
-    words = data.draw(st.lists(st.sampled_from(WORDS + WITH_TOKEN + alone), max_size=5))
-    words.insert(
-        data.draw(st.integers(0, len(words))), data.draw(st.sampled_from(WITH_TOKEN))
-    )
+    choice = WORDS + WITH_TOKEN
     names = data.draw(st.sets(st.sampled_from(SETTINGS), max_size=1))
-    names |= set() if complete else {"host"}
+    if not complete:
+        names.add("host")
+        # Of a command line that is in order otherwise, a word by itself is a user,
+        # whose name may well be shown.
+        choice += [[TOKEN], [f"skey={TOKEN}"], ["--"], ["--", TOKEN]]
+    words = data.draw(st.lists(st.sampled_from(choice), max_size=5))
+    place = data.draw(st.integers(0, len(words)))
+    words.insert(place, data.draw(st.sampled_from(WITH_TOKEN)))
     variables: dict[str, Any] = {variable(name): TOKEN for name in names}
     result = run(*itertools.chain(*words), **variables)
     shown = (result.out + result.err).lower()
@@ -737,7 +857,7 @@ def test_options_and_users_in_any_order(
 ) -> None:
     result = run(*argv, DUO_JSON="yes")
     assert [each["user"] for each in result.events[:-1]] == users
-    assert result.kinds == ["unknown_user"] * len(users)
+    assert set(result.kinds) == {"unknown_user"}
     assert result.status == 1
     assert len(tenant.requests) == 1
 
@@ -787,16 +907,15 @@ def test_white_space_round_a_key_is_no_part_of_it(
 @pytest.mark.parametrize(
     ("mode", "warned"),
     [
-        (0o600, False),
-        (0o400, False),
-        (0o640, False),
-        (0o660, False),
-        (0o644, True),
-        (0o604, True),
-        (0o444, True),
-        (0o666, True),
+        pytest.param(0o600, False, id="600"),
+        pytest.param(0o400, False, id="400"),
+        pytest.param(0o640, False, id="640"),
+        pytest.param(0o660, False, id="660"),
+        pytest.param(0o644, True, id="644"),
+        pytest.param(0o604, True, id="604"),
+        pytest.param(0o444, True, id="444"),
+        pytest.param(0o666, True, id="666"),
     ],
-    ids=lambda value: oct(value) if value > 1 else "",
 )
 def test_a_key_file_that_others_can_read_is_warned_of(
     tenant: Tenant, run: Runs, tmp_path: Path, mode: int, warned: bool
@@ -806,12 +925,11 @@ def test_a_key_file_that_others_can_read_is_warned_of(
     path.chmod(mode)
     result = run(DUO_SKEY="", DUO_SKEY_FILE=str(path))
     assert (result.status, result.out) == (0, "")
-    lines = result.err.splitlines()
-    assert len(lines) == warned
-    for line in lines:
+    if warned:
         file = "--skey-file (DUO_SKEY_FILE)"
-        assert line == f"warning: others can read the file of {file}"
-    assert SKEY[:4] not in result.err
+        assert result.err == f"warning: others can read the file of {file}\n"
+    else:
+        assert result.err == ""
     assert tenant.requests
 
 
@@ -883,23 +1001,33 @@ def test_help_tells_of_every_setting_and_fits_80_columns(run: Runs, flag: str) -
 def test_every_option_is_written_down_once_and_told_with_its_default(
     run: Runs,
 ) -> None:
-    rows = [row for rows in duo_phone_cleanup.OPTIONS.values() for row in rows]
-    flags = [re.findall(r"(?<!\S)--?[\w-]+", names) for names, *_ in rows]
-    assert sorted(names[-1] for names in flags) == sorted(map(option, SETTINGS))
-    each = [*itertools.chain(*flags)]
-    assert len({*each}) == len(each)
-    text = usual(run("--help", COLUMNS="80").out)
-    for names, (_, _, default, about) in zip(flags, rows):
-        wanted = usual(about)
-        assert text.count(wanted) == 1
-        rest = text[text.index(wanted) + len(wanted) :]
-        told = f" (default: {default})" if default and "/" not in default else ""
-        assert rest.startswith(f"{told} [{variable(names[-1][2:].replace('-', '_'))}]")
-    defaults = {names[-1]: row[2] for names, row in zip(flags, rows) if row[2]}
-    assert defaults.pop("--ca-certs").endswith("ca_certs.pem")
-    expected = "dry-run no force yes grace-period 10 max-deletions 100 untag no"
-    words = f"{expected} verbose 0 json no timeout 30".split()
-    assert defaults == dict(zip((f"--{word}" for word in words[::2]), words[1::2]))
+    shown = usual(run("--help", COLUMNS="80").out)
+    all_flags = []
+    defaults = {}
+    for group in duo_phone_cleanup.OPTIONS.values():
+        for names, _, default, about in group:
+            flags = re.findall(r"(?<!\S)--?[\w-]+", names)
+            all_flags += flags
+            setting = flags[-1][2:].replace("-", "_")
+            defaults[setting] = default
+            told = usual(about)
+            if default and setting != "ca_certs":
+                told += f" (default: {default})"
+            assert shown.count(usual(about)) == 1
+            assert f"{told} [{variable(setting)}]" in shown
+    assert len(set(all_flags)) == len(all_flags)
+    assert sorted(defaults) == sorted(SETTINGS)
+    assert defaults.pop("ca_certs").endswith("ca_certs.pem")
+    assert {name: text for name, text in defaults.items() if text} == {
+        "dry_run": "no",
+        "force": "yes",
+        "grace_period": "10",
+        "max_deletions": "100",
+        "untag": "no",
+        "verbose": "0",
+        "json": "no",
+        "timeout": "30",
+    }
 
 
 def test_the_version(run: Runs) -> None:
@@ -911,8 +1039,8 @@ def test_the_version(run: Runs) -> None:
 @pytest.mark.parametrize("flag", ["-h", "--help", "--version"])
 def test_help_looks_at_no_variable(tenant: Tenant, run: Runs, flag: str) -> None:
     for variables in (
-        dict.fromkeys(map(variable, SETTINGS), ""),
-        dict.fromkeys(map(variable, SETTINGS), "two words"),
+        {variable(name): "" for name in SETTINGS},
+        {variable(name): "two words" for name in SETTINGS},
         {"HTTPS_PROXY": "junk://", "DUO_GRACE_PEROID": "5"},
     ):
         result = run("ann", "-g", "junk", flag, **variables)
