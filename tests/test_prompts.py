@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import os
 import pty
@@ -12,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any, Callable, Protocol
+from typing import Any, Callable, NamedTuple, Protocol
 
 import pytest
 from pexpect.fdpexpect import fdspawn
@@ -20,8 +19,10 @@ from pexpect.fdpexpect import fdspawn
 import duo_phone_cleanup
 from tests.simulation.tenant import Record, Tenant
 from tests.support import (
+    DAY,
     GONE,
     HOUR,
+    LONG_AGO,
     MINUTE,
     NOW,
     SCRIPT,
@@ -31,6 +32,7 @@ from tests.support import (
     Run,
     clean_environment,
     name_of,
+    phone_of,
     redirected,
     start,
     when,
@@ -38,7 +40,7 @@ from tests.support import (
 )
 
 
-def names(tenant: Tenant, *phone_ids: str) -> list[Any]:
+def names_of(tenant: Tenant, *phone_ids: str) -> list[Any]:
     """What the phones are called now."""
     return [name_of(tenant, each) for each in phone_ids]
 
@@ -54,53 +56,84 @@ def asked(err: str) -> list[str]:
 IN_USE: Record = {"name": STUCK, "last_seen": "2027-01-15T07:59:00"}
 
 
+class Question(NamedTuple):
+    """A phone, and what is asked about it."""
+
+    fields: Record
+    verb: str
+    about: str
+    argv: tuple[str, ...] = ()
+
+
 @pytest.mark.parametrize(
-    ("argv", "fields", "question"),
+    "question",
     [
-        ("", {}, f"stamp {{}} (not tagged yet, its name becomes {NOW}, {{}})"),
-        ("", {"name": STUCK}, "delete {} (tagged 1 hour ago, {})"),
-        ("", {"name": str(NOW - 25 * MINUTE)}, "delete {} (tagged 25 minutes ago, {})"),
-        ("", {"name": str(NOW - 72 * HOUR - 1)}, "delete {} (tagged 3 days ago, {})"),
-        (
-            "",
-            IN_USE,
-            "stamp {} (tagged 1 hour ago, in use since it was tagged, "
-            f"its name becomes {NOW}, {{}})",
+        pytest.param(
+            Question({}, "stamp", f"not tagged yet, its name becomes {NOW}"),
+            id="stamp",
         ),
-        (
-            "--untag",
-            {"name": STUCK, **SET_UP},
-            "untag {} (tagged 1 hour ago, set up since it was tagged, "
-            "its name becomes blank, {})",
+        pytest.param(
+            Question({"name": STUCK}, "delete", "tagged 1 hour ago"),
+            id="delete",
         ),
-        (
-            "--untag",
-            {"name": str(NOW + 1), **SET_UP},
-            "untag {} (set up since it was tagged, its name becomes blank, {})",
+        pytest.param(
+            Question(
+                {"name": str(NOW - 25 * MINUTE)}, "delete", "tagged 25 minutes ago"
+            ),
+            id="minutes",
+        ),
+        pytest.param(
+            Question({"name": str(NOW - 3 * DAY - 1)}, "delete", "tagged 3 days ago"),
+            id="days",
+        ),
+        pytest.param(
+            Question(
+                IN_USE,
+                "stamp",
+                "tagged 1 hour ago, in use since it was tagged, "
+                f"its name becomes {NOW}",
+            ),
+            id="stamp again",
+        ),
+        pytest.param(
+            Question(
+                {"name": STUCK, **SET_UP},
+                "untag",
+                "tagged 1 hour ago, set up since it was tagged, its name becomes blank",
+                argv=("--untag",),
+            ),
+            id="untag",
+        ),
+        pytest.param(
+            Question(
+                {"name": str(NOW + 1), **SET_UP},
+                "untag",
+                "set up since it was tagged, its name becomes blank",
+                argv=("--untag",),
+            ),
+            id="untag, future",
         ),
     ],
-    ids=["stamp", "delete", "minutes", "days", "stamp again", "untag", "untag, future"],
 )
-@pytest.mark.parametrize("tablet", [False, True], ids=["phone", "tablet"])
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [
+        pytest.param("+15550000001", "+15550000001", id="phone"),
+        pytest.param("", "without number", id="tablet"),
+    ],
+)
 def test_a_prompt_says_what_one_needs_to_decide(
-    *,
-    tenant: Tenant,
-    run: Run,
-    argv: str,
-    fields: Record,
-    question: str,
-    tablet: bool,
+    tenant: Tenant, run: Run, question: Question, number: str, shown: str
 ) -> None:
     """What matters first."""
     tenant.add_phone("ann", number="1")
-    number: Record = {"number": ""} if tablet else {}
-    phone_id = tenant.add_phone("bob", "cleo", **number, **fields)
+    phone_id = tenant.add_phone("bob", "cleo", number=number, **question.fields)
     tenant.add_phone("dan", name="Dan's")  # not to be asked about
-    result = run("--no-force", *argv.split(), stdin="n\nn\n")
+    result = run("--no-force", *question.argv, stdin="n\nn\n")
     assert asked(result.err) == ["1 of 2", "2 of 2"]
     (line,) = [line for line in result.err.splitlines() if "2 of 2" in line]
-    whose = "bob, cleo's phone " + ("without number" if tablet else "+15550000001")
-    assert line == f"2 of 2: {question.format(whose, phone_id)}? [y/n/a/q] n"
+    what = f"{question.verb} bob, cleo's phone {shown}"
+    assert line == f"2 of 2: {what} ({question.about}, {phone_id})? [y/n/a/q] n"
 
 
 # What is answered
@@ -124,37 +157,52 @@ AT_THE_LIMIT = ["y".rjust(width, "x") for width in (2, 255, 1001, 4097, 8193, 65
 def test_yes_and_no(tenant: Tenant, run: Run, yes: str, no: str) -> None:
     ids = [tenant.add_phone("ann"), tenant.add_phone("bob", name=STUCK)]
     result = run("--no-force", stdin=f"{no}\n{yes}\n")
-    assert (result.status, names(tenant, *ids)) == (0, ["", GONE])
+    assert (result.status, names_of(tenant, *ids)) == (0, ["", GONE])
     assert asked(result.err) == ["1 of 2", "2 of 2"]
 
 
 @pytest.mark.parametrize(
-    ("answers", "expected", "questions"),
+    ("answers", "expected", "questions", "told"),
     [
-        pytest.param("a\n", [str(NOW), GONE, str(NOW)], 1, id="all"),
-        pytest.param("n\nA\n", ["", GONE, str(NOW)], 2, id="no, then all"),
-        pytest.param("q\n", ["", STUCK, ""], 1, id="quit"),
-        pytest.param("y\nQ\n", [str(NOW), STUCK, ""], 2, id="yes, then quit"),
-        pytest.param("n\nn\nn\n", ["", STUCK, ""], 3, id="no to all"),
-        pytest.param("q\ny\ny\ny\n", ["", STUCK, ""], 1, id="quit is the last word"),
+        pytest.param("a\n", [str(NOW), GONE, str(NOW)], 1, 3, id="all"),
+        pytest.param("n\nA\n", ["", GONE, str(NOW)], 2, 3, id="no, then all"),
+        pytest.param("q\n", ["", STUCK, ""], 1, 0, id="quit"),
+        pytest.param("y\nQ\n", [str(NOW), STUCK, ""], 2, 1, id="yes, then quit"),
+        pytest.param("n\nn\nn\n", ["", STUCK, ""], 3, 3, id="no to all"),
+        pytest.param("q\ny\ny\ny\n", ["", STUCK, ""], 1, 0, id="quit is the last word"),
     ],
 )
 def test_all_and_quit(
-    tenant: Tenant, run: Run, answers: str, expected: list[str], questions: int
+    *,
+    tenant: Tenant,
+    run: Run,
+    answers: str,
+    expected: list[str],
+    questions: int,
+    told: int,
 ) -> None:
+    """Of each phone but those after a q it is told what became of it."""
     ids = [
-        tenant.add_phone(who, name=name) for who, name in zip("abc", ["", STUCK, ""])
+        tenant.add_phone("ann"),
+        tenant.add_phone("bob", name=STUCK),
+        tenant.add_phone("cleo"),
     ]
     result = run("--no-force", "-v", stdin=answers)
-    assert (result.status, names(tenant, *ids)) == (0, expected)
+    assert (result.status, names_of(tenant, *ids)) == (0, expected)
     assert len(asked(result.err)) == questions
-    left_alone = 3 - (questions - 1) if "q" in answers.lower() else 0
-    scope, *told, summary = result.err.splitlines()
-    assert len(told) == questions + 3 - left_alone, "q ends the run without a word"
+    scope, *lines, summary = result.err.splitlines()
+    assert len(lines) == questions + told
     assert scope.startswith("localhost: ")
     assert " 3 users, 3 phones, 3 in limbo" in summary
     changed = [name for name in expected if name not in ("", STUCK)]
     assert len(writes(tenant)) == len(changed)
+
+
+def shown(text: str) -> str:
+    """What a case is called."""
+    if len(text) > 20:
+        return f"{text[:20]!r}…{len(text)}"
+    return repr(text)
 
 
 @pytest.mark.parametrize(
@@ -185,28 +233,28 @@ def test_all_and_quit(
         "y" * 5000,
         *AT_THE_LIMIT,
     ],
-    ids=lambda junk: repr(junk[:20]) + (f"…{len(junk)}" if len(junk) > 20 else ""),
+    ids=shown,
 )
 def test_anything_else_is_asked_again(tenant: Tenant, run: Run, junk: str) -> None:
     phone_id = tenant.add_phone("ann", name=STUCK)
     result = run("--no-force", stdin=f"{junk}\n{junk}\nn\n")
-    assert (result.status, names(tenant, phone_id)) == (0, [STUCK])
+    assert (result.status, names_of(tenant, phone_id)) == (0, [STUCK])
     assert asked(result.err) == ["1 of 1"] * 3
     assert len(result.err) < 2000, "what was answered is not repeated at length"
     help_line = "y: yes, n: no, a: yes to all that are left, q: stop here"
     assert result.err.splitlines().count(help_line) == 2
 
 
-@pytest.mark.parametrize("answer", [b"n", b"y"])
+@pytest.mark.parametrize(("answer", "name"), [(b"n", STUCK), (b"y", GONE)])
 @pytest.mark.parametrize("junk", [b"\xff", b"\xffy", b"y\xc3", b"\xed\xa0\x80"])
 def test_what_cannot_be_decoded_is_asked_again(
-    tenant: Tenant, run: Run, junk: bytes, answer: bytes
+    tenant: Tenant, run: Run, junk: bytes, answer: bytes, name: str
 ) -> None:
     phone_id = tenant.add_phone("ann", name=STUCK)
     result = run("--no-force", stdin=junk + b"\n" + answer + b"\n")
     assert result.status == 0
     assert asked(result.err) == ["1 of 1"] * 2
-    assert names(tenant, phone_id) == [STUCK if answer == b"n" else GONE]
+    assert name_of(tenant, phone_id) == name
 
 
 # Nobody answers
@@ -228,7 +276,7 @@ def test_the_end_of_the_input_is_the_end_of_the_run(
 ) -> None:
     ids = [tenant.add_phone("ann"), tenant.add_phone("bob", name=STUCK)]
     result = run("--no-force", stdin=answers)
-    assert (result.status, names(tenant, *ids)) == (1, expected)
+    assert (result.status, names_of(tenant, *ids)) == (1, expected)
     error = result.err.splitlines()[-2]  # before the summary
     assert error.endswith(" error: the input has ended: nothing more is written")
 
@@ -249,7 +297,7 @@ def test_with_a_stream_closed_nothing_is_written(tenant: Tenant, streams: str) -
         out, err = child.communicate("y\ny\n", timeout=30)
     assert (child.returncode, out) == (1, "")
     assert "Traceback" not in err
-    assert names(tenant, *ids) == ["", STUCK]
+    assert names_of(tenant, *ids) == ["", STUCK]
     assert writes(tenant) == []
 
 
@@ -275,17 +323,23 @@ def test_an_input_that_cannot_be_read_is_the_end_of_the_run(
     assert tenant.phones[phone]["name"] == ""
 
 
-@pytest.mark.parametrize("answers", ["n\ny\ny\n", "n\na\n"], ids=repr)
-def test_answers_from_a_pipe_count_in_order(tenant: Tenant, answers: str) -> None:
+@pytest.mark.parametrize(
+    ("answers", "questions"),
+    [
+        pytest.param("n\ny\ny\n", ["1 of 3", "2 of 3", "3 of 3"], id="each"),
+        pytest.param("n\na\n", ["1 of 3", "2 of 3"], id="all at the second"),
+    ],
+)
+def test_answers_from_a_pipe_count_in_order(
+    tenant: Tenant, answers: str, questions: list[str]
+) -> None:
     """All of them are there before the first question is."""
-    ids = [tenant.add_phone(user, name="1111111111") for user in "abc"]
+    ids = [tenant.add_phone(user, name=LONG_AGO) for user in ("ann", "bob", "cleo")]
     with start(tenant, "--no-force") as child:
         _, err = child.communicate(answers, timeout=30)
     assert child.returncode == 0
-    assert names(tenant, *ids) == ["1111111111", GONE, GONE]
-    assert (
-        asked(err) == [f"{number} of 3" for number in range(1, 4)][: len(answers) // 2]
-    )
+    assert names_of(tenant, *ids) == [LONG_AGO, GONE, GONE]
+    assert asked(err) == questions
 
 
 # What happens while a prompt is open
@@ -397,16 +451,18 @@ def test_a_phone_that_changes_meanwhile_is_left_alone(
         changed.append(tenant.phone(phone_id))
 
     changed: list[Record | None] = []
-    answers = {
-        "its own prompt": [(change, "y")],
-        "another's prompt": [(change, "y"), (nothing, "y")],
-        "after all": [(change, "a")],
-    }
-    result = converse(*answers[when])
+    if when == "its own prompt":
+        result = converse((change, "y"))
+    elif when == "another's prompt":
+        result = converse((change, "y"), (nothing, "y"))
+    else:
+        result = converse((change, "a"))
     assert result.status == 0
     assert changed == [tenant.phone(phone_id)]
     assert [r for r in writes(tenant) if r.path.endswith(phone_id)] == []
-    event = "gone" if meanwhile is None else "changed"
+    event = "changed"
+    if meanwhile is None:
+        event = "gone"
     assert result.kinds[-1] == event
     assert result.events[-2]["phone_id"] == phone_id
     (line,) = [each for each in result.err.splitlines() if f" {event}: " in each]
@@ -443,7 +499,7 @@ def test_a_prompt_left_open_the_tag_is_the_time_of_the_write(
     result = converse((wait, "y"), (wait, "n"), (wait, "a"), clock=clock)
     assert result.status == 0
     expected = [str(NOW + 20 * MINUTE), "", str(NOW + 60 * MINUTE)]
-    assert names(tenant, *ids) == expected
+    assert names_of(tenant, *ids) == expected
 
 
 def test_a_prompt_left_open_the_next_one_says_how_long_ago_now(
@@ -465,11 +521,11 @@ def test_questions_left_open_for_twenty_minutes(
     tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each write is by the time and the record of a read just before it."""
-    phones = [tenant.add_phone(name) for name in ("ann", "bob")]
+    ann = tenant.add_phone("ann")
+    bob = tenant.add_phone("bob")
     times = [NOW]
-    for each, minutes in zip(phones, (20, 40)):
-        later = functools.partial(times.append, NOW + minutes * MINUTE)
-        when(tenant, "GET", each, later, count=2)
+    when(tenant, "GET", ann, lambda: times.append(NOW + 20 * MINUTE), count=2)
+    when(tenant, "GET", bob, lambda: times.append(NOW + 40 * MINUTE), count=2)
     monkeypatch.setattr(os, "environ", clean_environment(**tenant.environment()))
     answers, typed = os.pipe()
     os.write(typed, b"y\ny\n")
@@ -477,10 +533,15 @@ def test_questions_left_open_for_twenty_minutes(
     with os.fdopen(answers) as stdin:
         monkeypatch.setattr("sys.stdin", stdin)
         assert duo_phone_cleanup.main(["--no-force"], clock=lambda: times[-1]) == 0
-    names = [tenant.phones[each]["name"] for each in phones]
-    assert names == [str(NOW + 20 * MINUTE), str(NOW + 40 * MINUTE)]
-    assert [(each.method, each.path[-20:]) for each in tenant.requests[1:]] == [
-        (method, each) for each in phones for method in ("GET", "GET", "POST")
+    assert name_of(tenant, ann) == str(NOW + 20 * MINUTE)
+    assert name_of(tenant, bob) == str(NOW + 40 * MINUTE)
+    assert [(each.method, phone_of(each)) for each in tenant.requests[1:]] == [
+        ("GET", ann),
+        ("GET", ann),
+        ("POST", ann),
+        ("GET", bob),
+        ("GET", bob),
+        ("POST", bob),
     ]
 
 
@@ -535,7 +596,7 @@ def test_a_conversation(tenant: Tenant, two: list[str]) -> None:
         terminal.sendline("y")
         rest = terminal.read().decode()
         assert child.wait(20) == 0
-    assert names(tenant, *two) == ["", GONE]
+    assert names_of(tenant, *two) == ["", GONE]
     assert "Traceback" not in rest
     lines = rest.splitlines()
     assert lines[0].endswith("y"), "Enter ends the line, not the program as well"
@@ -547,14 +608,14 @@ def test_what_was_typed_early_is_no_answer(
     tenant: Tenant, two: list[str], early: bytes
 ) -> None:
     """Before a question, or at the one before it."""
-    before = names(tenant, *two)
+    before = names_of(tenant, *two)
     with at_terminal(tenant, early=early) as (terminal, child):
         terminal.send(b"n\n" + early)
         terminal.expect("2 of 2")
         terminal.sendline("n")
         rest = terminal.read().decode()
         assert child.wait(20) == 0
-    assert names(tenant, *two) == before
+    assert names_of(tenant, *two) == before
     assert rest.count("declined: ") == 1
     assert "2 of 2" not in rest, "it was not asked again"
 
@@ -567,7 +628,7 @@ def test_an_answer_without_enter(tenant: Tenant, two: list[str]) -> None:
         terminal.send("y\x04\x04")
         rest = terminal.read().decode()
         assert child.wait(20) == 0
-    assert names(tenant, *two) == ["", GONE]
+    assert names_of(tenant, *two) == ["", GONE]
     assert "deleted" not in rest.splitlines()[0]
     assert "deleted" in rest.splitlines()[1]
 
@@ -602,7 +663,7 @@ def test_a_terminal_that_goes_away_is_the_end_of_the_run(
     key: str,
     status: int,
 ) -> None:
-    before = names(tenant, *two)
+    before = names_of(tenant, *two)
     with at_terminal(tenant, shell, own) as (terminal, child):
         terminal.sendline("n")
         terminal.expect("2 of 2")
@@ -612,5 +673,5 @@ def test_a_terminal_that_goes_away_is_the_end_of_the_run(
         else:
             terminal.close()
         assert child.wait(20) == status
-    assert names(tenant, *two) == before
+    assert names_of(tenant, *two) == before
     assert writes(tenant) == []
