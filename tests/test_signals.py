@@ -19,11 +19,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import pytest
 
-from tests.simulation.tenant import Request, Tenant
+from tests.simulation.tenant import Record, Request, Tenant
 from tests.support import (
     HOUR,
     NOW,
@@ -91,54 +91,70 @@ def read_until(text: str, read: Callable[[], str]) -> None:
         told += more
 
 
+class Silence(NamedTuple):
+    """From when on nothing is answered."""
+
+    name: str
+    fault: Record
+    """The first request without an answer."""
+    awaited: Record
+    """The request that is waited for before the signal is sent."""
+    done: list[str]
+    """What has been done by then."""
+
+
 READ = {"method": "GET", "path": "phones/"}
 WRITE = {"method": "POST", "path": "phones/"}
-SILENT: dict[str, tuple[dict[str, Any], int, dict[str, Any], list[str]]] = {
-    # Which request is the first without an answer, how many like it have one, what is
-    # waited for before the signal; what has been done by then.
-    "the walk": ({"path": "users$"}, 0, {"path": "users$"}, []),
-    "a second page": ({"path": "users$"}, 1, {"path": "users$", "count": 2}, []),
-    "the first read": (READ, 0, READ, []),
-    "another read": ({**READ, "path": "phones/DPBOB"}, 0, WRITE, ["stamped"]),
-    "the deletion": (
-        {"method": "DELETE"},
-        0,
-        {"method": "DELETE"},
-        ["stamped", "deleting"],
-    ),
-    "another stamp": (
-        WRITE,
-        1,
-        {**WRITE, "count": 2},
-        ["stamped", "deleting", "deleted"],
-    ),
-}
+DELETION = {"method": "DELETE"}
+THE_WALK = Silence("the walk", {"path": "users$"}, {"path": "users$"}, [])
+A_SECOND_PAGE = Silence(
+    "a second page",
+    {"path": "users$", "after": 1},
+    {"path": "users$", "count": 2},
+    [],
+)
+THE_FIRST_READ = Silence("the first read", READ, READ, [])
+ANOTHER_READ = Silence(
+    "another read", {"method": "GET", "path": "phones/DPBOB"}, WRITE, ["stamped"]
+)
+THE_DELETION = Silence("the deletion", DELETION, DELETION, ["stamped", "deleting"])
+ANOTHER_STAMP = Silence(
+    "another stamp",
+    {**WRITE, "after": 1},
+    {**WRITE, "count": 2},
+    ["stamped", "deleting", "deleted"],
+)
 
 
 @pytest.mark.parametrize(
-    ("where", "number"),
+    ("silence", "number"),
     [
-        *(("the walk", each) for each in SIGNALS),
-        ("a second page", TERM),
-        ("the first read", INT),
-        ("another read", TERM),
-        ("the deletion", HUP),
-        ("another stamp", TERM),
+        (THE_WALK, HUP),
+        (THE_WALK, INT),
+        (THE_WALK, TERM),
+        (A_SECOND_PAGE, TERM),
+        (THE_FIRST_READ, INT),
+        (ANOTHER_READ, TERM),
+        (THE_DELETION, HUP),
+        (ANOTHER_STAMP, TERM),
     ],
+    ids=lambda value: value.name,
 )
-def test_while_the_server_is_silent(tenant: Tenant, where: str, number: Number) -> None:
+def test_while_the_server_is_silent(
+    tenant: Tenant, silence: Silence, number: Number
+) -> None:
     tenant.add_phone("ann")
     old = str(int(time.time()) - HOUR)
     tenant.add_phone("bob", name=old, phone_id="DPBOB")
     tenant.add_phone("cleo")
     tenant.populate(300)
-    request, answered, awaited, done = SILENT[where]
-    tenant.fail("hang", times=None, after=answered, **request)
+    tenant.fail("hang", times=None, **silence.fault)
     with running(tenant) as child:
-        tenant.wait_for(**awaited)
+        tenant.wait_for(**silence.awaited)
         result = end(child, number)
-    assert result.kinds == done
-    assert all(result.summary[each] == done.count(each) for each in result.kinds)
+    assert result.kinds == silence.done
+    for event in silence.done:
+        assert result.summary[event] == 1
 
 
 @pytest.mark.parametrize(
@@ -261,17 +277,21 @@ def waiting(stream: IO[str]) -> int:
 
 
 @pytest.mark.parametrize(
-    "argv", [["--json", "-v"], ["--dry-run", "-v"], ["-vv"]], ids=str
+    ("argv", "output"),
+    [
+        pytest.param(["--json", "-v"], "stdout", id="the journal"),
+        pytest.param(["--dry-run", "-v"], "stdout", id="the table"),
+        pytest.param(["-vv"], "stderr", id="the log"),
+    ],
 )
 def test_a_signal_while_nobody_reads_the_output(
-    tenant: Tenant, argv: list[str]
+    tenant: Tenant, argv: list[str], output: str
 ) -> None:
     for number in range(900):  # more than a pipe holds
         tenant.add_phone(f"user-{number}", name="pinned by a person, for good" * 2)
     with start(tenant, *argv, bufsize=0) as child:
         try:
-            stream = child.stderr if argv == ["-vv"] else child.stdout
-            assert stream
+            stream = getattr(child, output)
             while waiting(stream) < 60_000:  # a pipe holds 64 KiB
                 time.sleep(0.01)
             began = time.monotonic()
@@ -374,9 +394,10 @@ def test_a_signal_while_the_summary_is_told(
     stdout = SignalledStdout()
     monkeypatch.setattr(sys, "stdout", stdout)
     status = run("--json").status
-    (stamped, summary) = map(json.loads, stdout.getvalue().splitlines())
+    stamped, summary = [json.loads(line) for line in stdout.getvalue().splitlines()]
     assert stamped["event"] == "stamped"
-    assert status == summary["exit_status"] == 0
+    assert summary["exit_status"] == 0
+    assert status == 0
 
 
 def test_no_row_of_a_table_is_told_after_the_summary(
