@@ -24,12 +24,15 @@ demo: $(DEMO_TOOLS) ## see the program at work on a simulated Duo tenant
 	@$(BIN)/python -m tests.tools.demo
 
 test: $(ALL_TOOLS) ## run the tests; all of them have to cover the whole program
-	$(BIN)/python -m pytest $(strip $(PARALLEL) $(COVERAGE) $(ARGS) $(TESTS))
+	@echo "Running the tests: all of them take about a minute"
+	@$(BIN)/python -m pytest $(strip $(PARALLEL) $(COVERAGE) $(ARGS) $(TESTS))
 
 lint: $(ALL_TOOLS) ## check style, format and types
-	$(BIN)/ruff check --quiet
-	$(BIN)/ruff format --quiet --check
-	$(BIN)/mypy
+	@echo "Checking style and format"
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --quiet --check
+	@echo "Checking types"
+	@$(BIN)/mypy
 
 format: $(ALL_TOOLS) ## mend style and format, as far as ruff can
 	$(BIN)/ruff check --fix
@@ -68,6 +71,6 @@ $(DEMO_TOOLS): $(VENV)/.made requirements.txt
 	@touch $@
 
 $(ALL_TOOLS): $(DEMO_TOOLS) tests/requirements.txt
-	@echo "Installing the tools of tests/requirements.txt"
+	@echo "Installing the tools of tests/requirements.txt: about a minute, the first time"
 	@$(PIP) -r requirements.txt -r tests/requirements.txt
 	@touch $@
