@@ -6,15 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 from typing import Any
 
+from duo_phone_cleanup import duration
 from tests.simulation.tenant import Tenant, cast
 
 SCRIPT = Path(__file__).parents[2] / "duo_phone_cleanup.py"
-WIDTH = 96
 LATER = 15
 """Minutes between the two runs: more than the grace period of 10."""
 
@@ -22,8 +21,8 @@ PROBLEM = """\
 Ann started to set up her phone in Duo and stopped halfway. Duo keeps the phone:
 platform "Generic Smartphone", not activated. Now she can't log in and can't enroll
 again, so she calls the help desk. duo_phone_cleanup runs from cron every few minutes.
-It writes the time into the name of such a phone, as a tag, and deletes the phone ten
-minutes later.
+It stamps such a phone: it writes the time into the phone's name, as a tag. Once the tag
+is ten minutes old, it deletes the phone.
 
 The Duo tenant in this demo is simulated, on this machine. Nothing is sent to Duo."""
 
@@ -42,17 +41,17 @@ def phones(tenant: Tenant) -> Phones:
 def meaning(phone: dict[str, Any]) -> str:
     """Say what a phone's name means."""
     name = phone["name"]
+    tagged = name.isdigit()
     if phone["activated"]:
-        return f"set up{' in time' * name.isdigit()}: not touched"
+        return "set up in time: not touched" if tagged else "set up: not touched"
     if not name:
         return "just started, no run has seen it"
-    if not name.isdigit():
+    if not tagged:
         return "named by a person: kept"
-    minutes = int(time.time() - int(name)) // 60
-    if not minutes:
+    seconds = int(time.time()) - int(name)
+    if seconds < 60:
         return "stamped: the time is its tag"
-    amount, unit = (minutes // 60, "hour") if minutes >= 60 else (minutes, "minute")
-    return f"tagged {amount} {unit}{'s' * (amount > 1)} ago"
+    return f"tagged {duration(seconds)} ago"
 
 
 def show(now: Phones, before: Phones) -> None:
@@ -88,16 +87,7 @@ def run(tenant: Tenant) -> int:
         text=True,
     ) as process:
         for line in process.stdout or ():
-            print(
-                textwrap.fill(
-                    line,
-                    WIDTH,
-                    initial_indent="    ",
-                    subsequent_indent="        ",
-                    break_on_hyphens=False,
-                ),
-                flush=True,
-            )
+            print(f"    {line}", end="", flush=True)
     return process.returncode
 
 
@@ -125,9 +115,7 @@ def demo() -> int:
         show(after, before)
         if status:
             return status
-        print(
-            f"3. {LATER} minutes later, Cleo has finished her set-up and Ann has not."
-        )
+        print(f"3. {LATER} minutes later, Cleo has finished her setup, Ann has not.")
         print("   (The demo sets the tags back, so that you need not wait.)")
         print("   The program runs again.\n")
         later(tenant)

@@ -1,19 +1,15 @@
 """The picture in README.md: ``python -m tests.tools.picture > .github/terminal.svg``.
 
-What a dry run and a run print on a real terminal, on the tenant of the demo. The
-colors are not the program's: what it writes is in color here, and what it leaves alone
-is dim.
+It shows what a dry run and a run print on a real terminal, on the tenant of the demo,
+character for character. The program prints no colors: only what is typed has one here.
 """
 
 from __future__ import annotations
 
 import html
 import os
-import re
 import sys
-import textwrap
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pexpect
@@ -21,77 +17,59 @@ import pexpect
 from tests.simulation.tenant import Tenant, cast
 
 SCRIPT = Path(__file__).parents[2] / "duo_phone_cleanup.py"
-COLUMNS = 76
+COLUMNS = 120  # of the terminal: enough that no line is broken
 SIZE, WIDTH, HEIGHT = 14.5, 8.75, 21  # of the text, of a character, of a line
 MARGIN = 16
-
-PLAIN, DIM, PROMPT = "#e6edf3", "#8b949e", "#7ee787"
-COLORS = {"delete": "#ff7b72", "stamp": "#79c0ff"}
-LEFT_ALONE = re.compile(r" (?:wait|keep): ")
-WORDS = re.compile(r"\b(delete|stamp|\d+ waiting|\d+ kept)(?:d|ed)?\b")
-TOGETHER = re.compile(r"(?<=\d) (?=[a-z])|(?<=all) ")
-"""Spaces where no line is broken: "1 kept", "all users"."""
+BACKGROUND, BORDER, TYPED, PRINTED = "#1b1f24", "#444c56", "#7ee787", "#e6edf3"
 
 
 def screen(tenant: Tenant, *options: str) -> list[str]:
     """Run the program on a terminal; return the lines that are then on it."""
     os.environ.update(tenant.environment(), NO_PROXY="localhost", no_proxy="localhost")
+    os.environ["DUO_GRACE_PERIOD"] = "20"  # as in the README's settings file
     child = pexpect.spawn(
         sys.executable,
         [str(SCRIPT), *options],
         encoding="utf-8",
         dimensions=(24, COLUMNS),
     )
-    output = child.read()
+    printed = child.read().splitlines()
     child.close()
     if child.exitstatus:
-        raise SystemExit(output)
-    lines = [f"$ {' '.join([SCRIPT.stem, *options])}", *output.splitlines(), ""]
-    wrap = textwrap.TextWrapper(
-        COLUMNS, subsequent_indent="    ", break_on_hyphens=False
-    ).wrap
-    parts = [part for line in lines for part in wrap(TOGETHER.sub("~", line)) or [""]]
-    return [part.replace("~", " ") for part in parts]
-
-
-def colored(line: str) -> Iterator[tuple[int, str, str]]:
-    """Yield the pieces of a line: where each begins, its color, its text."""
-    base = DIM if LEFT_ALONE.search(line) else PLAIN
-    base = PROMPT if line.startswith("$") else base
-    begin = 0
-    for match in () if base == PROMPT else WORDS.finditer(line):
-        yield begin, base, line[begin : match.start()]
-        yield match.start(), COLORS.get(match[1], DIM), match[0]
-        begin = match.end()
-    yield begin, base, line[begin:]
+        raise SystemExit("\n".join(printed))
+    if max(map(len, printed)) > COLUMNS:
+        raise SystemExit(f"a line has more than {COLUMNS} columns")
+    return [f"$ {' '.join([SCRIPT.stem, *options])}", *printed]
 
 
 def drawing(lines: list[str]) -> str:
     """Draw lines of text in SVG, in whatever font there is, at a fixed width."""
-    width = round(COLUMNS * WIDTH + 2 * MARGIN)
+    width = round(max(map(len, lines)) * WIDTH + 2 * MARGIN)
     height = len(lines) * HEIGHT + 2 * MARGIN
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"'
         f' viewBox="0 0 {width} {height}" font-size="{SIZE}"'
-        ' font-family="ui-monospace, Menlo, Consolas, monospace">',
+        ' font-family="ui-monospace, Menlo, Consolas, DejaVu Sans Mono, monospace">',
         f'<rect x="0.5" y="0.5" width="{width - 1}" height="{height - 1}" rx="8"'
-        ' fill="#1b1f24" stroke="#444c56"/>',
+        f' fill="{BACKGROUND}" stroke="{BORDER}"/>',
     ]
     for number, line in enumerate(lines, 1):
-        for begin, color, text in colored(line):
-            if text.strip():
-                begin += len(text) - len(text.lstrip())
-                text = text.strip()
-                parts.append(
-                    f'<text x="{MARGIN + begin * WIDTH:g}"'
-                    f' y="{number * HEIGHT + MARGIN // 2}"'
-                    f' textLength="{len(text) * WIDTH:g}" fill="{color}"'
-                    f' xml:space="preserve">{html.escape(text)}</text>'
-                )
+        if not line:
+            continue
+        color = TYPED if line.startswith("$ ") else PRINTED
+        parts.append(
+            f'<text x="{MARGIN}" y="{number * HEIGHT + MARGIN // 2}"'
+            f' textLength="{len(line) * WIDTH:g}" fill="{color}"'
+            f' xml:space="preserve">{html.escape(line)}</text>'
+        )
     return "\n".join([*parts, "</svg>"])
 
 
-if __name__ == "__main__":
+def main() -> None:
     with Tenant() as tenant:
         cast(tenant, time.time())
-        print(drawing([*screen(tenant, "--dry-run"), *screen(tenant)][:-1]))
+        print(drawing([*screen(tenant, "--dry-run"), "", *screen(tenant)]))
+
+
+if __name__ == "__main__":
+    main()
