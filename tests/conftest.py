@@ -23,7 +23,7 @@ from tests.support import (  # noqa: E402
     handlers,
 )
 
-PAUSE = duo_phone_cleanup.PAUSE
+PAUSE = duo_phone_cleanup.RETRY_PAUSE_SECONDS
 
 
 @pytest.fixture(autouse=True)
@@ -40,13 +40,13 @@ def _as_from_a_shell() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for the next try."""
-    monkeypatch.setattr(duo_phone_cleanup, "PAUSE", 0.005)
+    monkeypatch.setattr(duo_phone_cleanup, "RETRY_PAUSE_SECONDS", 0.005)
 
 
 @pytest.fixture
 def _real_pauses(monkeypatch: pytest.MonkeyPatch, _short_pauses: None) -> None:
     """For what is about the pauses themselves."""
-    monkeypatch.setattr(duo_phone_cleanup, "PAUSE", PAUSE)
+    monkeypatch.setattr(duo_phone_cleanup, "RETRY_PAUSE_SECONDS", PAUSE)
 
 
 @pytest.fixture

@@ -35,8 +35,12 @@ LONG_AGO = "1111111111"
 """A tag past its grace period by the real clock, too, which processes go by."""
 GONE = "(deleted)"
 """What `name_of` calls a phone that is no longer there."""
-SCOPE = "localhost: grace period 10 minutes, deletion limit 100"
+SCOPE = "localhost: grace period 10 minutes, deletion limit 100 users"
 """What a dry run and the prompts begin with."""
+SHORT_GRACE = (
+    "Duo's own setup seems to take up to 17 minutes: a user may still be at it"
+)
+"""What follows it where the grace period is shorter than that."""
 SET_UP = {"activated": True, "platform": "Apple iOS"}
 """The fields of a phone that was set up after all."""
 SIGNALS = signal.SIGHUP, signal.SIGINT, signal.SIGTERM
@@ -95,12 +99,13 @@ class Run(Protocol):
 def clean_environment(**variables: str) -> dict[str, str]:
     """Return this process's environment without settings of the program or of Python's.
 
-    PYTHONUNBUFFERED, for one, hides what may go wrong with buffers.
+    PYTHONUNBUFFERED, for one, hides what may go wrong with buffers. Nor does it have
+    the width of the terminal where the tests are run.
     """
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("DUO_", "PYTHON"))
+        if not name.startswith(("DUO_", "PYTHON", "COLUMNS"))
         and not name.lower().endswith("_proxy")
     }
     return {**kept, **variables}

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import platform
+import pwd
 import re
+import shlex
+import shutil
 import stat
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import duo_client
 import pytest
 import trustme
 from hypothesis import HealthCheck, given, settings
@@ -18,7 +25,7 @@ from hypothesis import strategies as st
 
 import duo_phone_cleanup
 from tests.simulation.tenant import IKEY, SKEY, Tenant
-from tests.support import MINUTE, NOW, STUCK, Result, usual
+from tests.support import MINUTE, NOW, STUCK, Result, assert_no_secret, start, usual
 
 Runs = Callable[..., Result]
 """The fixture `run`, with variables from a dictionary, too."""
@@ -39,8 +46,8 @@ SETTINGS = (
     "ca_certs",
     "verbose",
 )
-TOKEN = "Zx7_Qw9_Kp3_Vb5"
-"""Looks like a secret key, and is no host."""
+TOKEN = "Zx7Qw9Kp3Vb5Jt8Lc4Rd6"
+"""Looks like a secret key."""
 
 
 def option(name: str) -> str:
@@ -85,6 +92,14 @@ def tagged(tenant: Tenant, _: Result) -> int:
 
 def out(_: Tenant, result: Result) -> str:
     return result.out[:1]
+
+
+def journals(_: Tenant, __: Result) -> list[str]:
+    """The names of those that there are; they are removed."""
+    found = sorted(Path().glob("*.jsonl"))
+    for path in found:
+        path.unlink()
+    return [path.name for path in found]
 
 
 def told(_: Tenant, result: Result) -> str:
@@ -209,10 +224,10 @@ TABLE = [
     ),
     Setting(
         "journal",
-        status,
-        value("{tmp}/journal", 0, "--journal"),
-        value("/dev/full", 1, "--journal"),
-        default=0,
+        journals,
+        value("{tmp}/one.jsonl", ["one.jsonl"], "--journal"),
+        value("{tmp}/other.jsonl", ["other.jsonl"], "--journal"),
+        default=[],
         junk="{tmp}",
     ),
     Setting(
@@ -395,39 +410,52 @@ BAD_WORDS = [
     " ",
 ]
 BAD_HOSTS = [
-    "a b",
+    "a b.example",
     "a_b.example",
     "-a.example",
+    "a-.example",
     "a..example",
     ".example",
+    "example.",
     "a" * 64 + ".com",
-    "host:",
-    "host:0",
-    "host:65536",
-    "host:99999",
-    "host:port",
-    "host:1:2",
-    "host:-1",
-    "ftp://host",
+    "api.example:",
+    "api.example:0",
+    "api.example:65536",
+    "api.example:99999",
+    "api.example:port",
+    "api.example:1:2",
+    "api.example:-1",
+    "ftp://api.example",
     "https://",
     "https:///admin",
-    "https://me@host/",
-    "host?x",
-    "host#x",
+    "https://me@api.example/",
+    "api.example?x",
+    "api.example#x",
     "h\u00f6st.example",
-    "host\\x",
+    "api.example\\x",
     "[::1]",
     "::1",
     " ",
     "/",
-    "host\nhost",
+    "api.example\napi.example",
     "\udcff",
+    # without a dot
+    "server",
+    "server:443",
+    "https://server/",
+    "api-87654321",
+    "localhosts",
+    TOKEN,
+    f"https://{TOKEN}/",
+    f"{TOKEN}:443",
 ]
 BAD_FILES = ["{tmp}/none", "{tmp}", "{tmp}/key/key", "{tmp}/empty", "{tmp}/binary"]
 BAD_SECONDS = [bad for bad in BAD_NUMBERS if bad != "1.5"]
 SWITCHES = ["force", "dry_run", "untag", "json"]
 TAKE_NO_VALUE = [*SWITCHES, "verbose"]
 """The settings whose options take no value."""
+PATHS_SHOWN = ["journal", "ca_certs"]
+"""The settings whose values are named: a quoted ~, or a typing error, is then seen."""
 BAD: dict[str, list[str]] = {
     "skey": ["two words", "k\u00e9y", "a\tb", "a\x00b", "\udcff", " ", "\n"],
     "skey_file": [*BAD_FILES, "{tmp}/blank", "{tmp}/two-lines", "{tmp}/utf-16"],
@@ -450,6 +478,7 @@ BAD: dict[str, list[str]] = {
 def test_a_bad_value_is_a_usage_error_that_does_not_repeat_it(
     tenant: Tenant, run: Runs, files: dict[str, str], tmp_path: Path, name: str
 ) -> None:
+    """But for a path, which may well be shown."""
     for file, content in {
         "empty": b"",
         "blank": b" \n",
@@ -469,8 +498,10 @@ def test_a_bad_value_is_a_usage_error_that_does_not_repeat_it(
             results.append(run(f"{option(name)}={bad}", **unset))
         for result in results:
             assert_usage_error(tenant, result, name)
-            if len(bad) >= 4:
-                assert bad not in result.err
+            if name in PATHS_SHOWN:
+                assert f": {bad}: " in result.err
+            elif len(bad) >= 4:
+                assert bad.lower() not in result.err.lower()
             # No piece of a key in a file that is none, not even a byte of it.
             assert SKEY[:4] not in result.err
             assert "0x" not in result.err
@@ -501,6 +532,43 @@ def test_what_is_missing_is_named(
     assert_usage_error(tenant, result, *missing)
     for name in {"host", "ikey", "skey"}.difference(missing):
         assert variable(name) not in result.err
+    # A file of variables that are not exported sets nothing.
+    assert ". To load a file of variables: set -a; . FILE (see --help)" in result.err
+
+
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+@pytest.mark.parametrize("text", ["x", "", TOKEN])
+def test_help_and_version_take_no_value(
+    tenant: Tenant, run: Runs, flag: str, text: str
+) -> None:
+    """Nor is there a variable for them."""
+    result = run(f"{flag}={text}")
+    assert_usage_error(tenant, result)
+    told = f"error: {flag}: takes no value (see --help)\n"
+    assert result.err == f"duo_phone_cleanup: {told}"
+
+
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        (["-g", "-5"], "grace_period"),
+        (["-g-5"], "grace_period"),
+        (["--grace-period", "-5"], "grace_period"),
+        (["--grace-period", "-1.5"], "grace_period"),
+        (["--max-deletions", "-1"], "max_deletions"),
+        (["ann", "--max-deletions", "-100", "bob"], "max_deletions"),
+        (["--timeout", "-0.5"], "timeout"),
+    ],
+    ids=lambda words: " ".join(words),
+)
+def test_a_negative_number_is_a_bad_value(
+    tenant: Tenant, run: Runs, argv: list[str], name: str
+) -> None:
+    """Not an option that there is not."""
+    result = run(*argv)
+    assert_usage_error(tenant, result, name)
+    assert f"{option(name)} ({variable(name)}): expected " in result.err
+    assert "expected a value" not in result.err
 
 
 @pytest.mark.parametrize(
@@ -522,6 +590,134 @@ def test_two_sources_of_the_key_at_one_level_are_a_usage_error(
     environment = {name: text.format_map(files) for name, text in variables.items()}
     result = run(*words, **environment)
     assert_usage_error(tenant, result, "skey", "skey_file")
+
+
+# A file that is wrong is named
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "reason"),
+    [
+        ("journal", "~/duo.jsonl", "No such file or directory"),
+        ("journal", "none/duo.jsonl", "No such file or directory"),
+        ("journal", ".", "Is a directory"),
+        ("journal", "text/duo.jsonl", "Not a directory"),
+        ("journal", "/dev/null", "expected a regular file (--json serves a pipe)"),
+        ("ca_certs", "~/ca.pem", "expected a file that exists"),
+        ("ca_certs", ".", "expected a file that exists"),
+        ("ca_certs", "/dev/null", "expected a file that exists"),
+        ("ca_certs", "text", "no certificate or crl found"),
+        ("ca_certs", "a\nb", "expected a file that exists"),
+    ],
+)
+def test_a_file_that_is_wrong_is_named(
+    tenant: Tenant, run: Runs, tmp_path: Path, name: str, path: str, reason: str
+) -> None:
+    (tmp_path / "text").write_text("text\n")
+    shown = path.replace("\n", "\\n")
+    told = f"{option(name)} ({variable(name)}): {shown}: {reason} (see --help)\n"
+    for result in (run(option(name), path), run(**{variable(name): path})):
+        assert_usage_error(tenant, result, name)
+        assert result.err == f"duo_phone_cleanup: error: {told}"
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Have no right to another account's files, as root has."""
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def open_folder(tenant: Tenant) -> Iterator[Path]:
+    """A folder that every account can look into, unlike pytest's, with ca.pem in it."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        shutil.copy(tenant.ca_certs, folder / "ca.pem")
+        (folder / "ca.pem").chmod(0o644)
+        yield folder
+
+
+only_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can make another account's file"
+)
+
+
+@only_root
+@pytest.mark.parametrize("name", PATHS_SHOWN)
+@pytest.mark.parametrize("uid", [1, 54321], ids=["a name", "a number alone"])
+def test_the_owner_of_a_file_without_permission_is_named(
+    tenant: Tenant, run: Runs, open_folder: Path, name: str, uid: int
+) -> None:
+    """It may be root's, from a run by hand, where cron's is another account."""
+    path = open_folder / "file"
+    path.touch(0o600)
+    os.chown(path, uid, uid)
+    settings = {"DUO_CA_CERTS": str(open_folder / "ca.pem"), variable(name): str(path)}
+    with as_nobody():
+        result = run(**settings)
+    assert_usage_error(tenant, result, name)
+    told = f"{path}: Permission denied"
+    with contextlib.suppress(KeyError):
+        told += f" (it belongs to {pwd.getpwuid(uid).pw_name})"
+    assert result.err.endswith(f"): {told} (see --help)\n")
+
+
+@only_root
+@pytest.mark.parametrize("name", PATHS_SHOWN)
+def test_a_file_in_a_folder_without_permission_is_named(
+    tenant: Tenant, run: Runs, open_folder: Path, name: str
+) -> None:
+    """Whose it is cannot be seen there."""
+    folder = open_folder / "folder"
+    folder.mkdir(0o700)
+    path = folder / "file"
+    path.touch()
+    settings = {"DUO_CA_CERTS": str(open_folder / "ca.pem"), variable(name): str(path)}
+    with as_nobody():
+        result = run(**settings)
+    assert_usage_error(tenant, result, name)
+    assert result.err.endswith(f"): {path}: Permission denied (see --help)\n")
+
+
+def test_ca_certs_may_not_be_a_pipe(tenant: Tenant, tmp_path: Path) -> None:
+    """Nobody may ever write to it."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with start(tenant, "--ca-certs", str(path)) as child:
+        try:
+            out, err = child.communicate(timeout=30)
+        finally:
+            child.kill()
+    result = Result(child.returncode, out, err)
+    assert_usage_error(tenant, result, "ca_certs")
+    assert f": {path}: expected a file that exists " in err
+
+
+def test_wrong_settings_are_found_before_the_journal_is_opened(
+    tenant: Tenant, run: Runs, tmp_path: Path
+) -> None:
+    """Whichever comes first. A journal that exists is not touched, either."""
+    new = tmp_path / "new.jsonl"
+    old = tmp_path / "old.jsonl"
+    old.write_text('{"torn')
+    os.utime(old, (1, 1))
+    for path in (new, old):
+        for wrong in (["-g", "soon"], ["--grace", "5"], ["--ca-certs", "/none"]):
+            words = ["--journal", str(path)]
+            assert_usage_error(tenant, run(*words, *wrong))
+            assert_usage_error(tenant, run(*wrong, *words))
+        assert run("--dry-run", "--journal", str(path)).status == 0
+        tenant.requests.clear()
+    assert not new.exists()
+    assert (old.read_text(), old.stat().st_mtime) == ('{"torn', 1)
+
+
+# The proxy
 
 
 @pytest.mark.parametrize(
@@ -566,6 +762,13 @@ def test_a_malformed_proxy_is_called_that(
         ("--dryrun", "--dry-run"),
         ("--dry_run", "--dry-run"),
         ("--no-dryrun", "--no-dry-run"),
+        ("--grace", "--grace-period"),
+        ("--grace=20", "--grace-period"),
+        ("--max", "--max-deletions"),
+        ("--dry", "--dry-run"),
+        ("--no-dry", "--no-dry-run"),
+        ("--time=5", "--timeout"),
+        ("--vers", "--version"),
         ("--max-deletion=5", "--max-deletions"),
         ("--grace-periods", "--grace-period"),
         (f"--skye={TOKEN}", "--skey"),
@@ -580,6 +783,14 @@ def test_a_malformed_proxy_is_called_that(
         (f"--{TOKEN}", ""),
         ("--xyzzy", ""),
         ("-x", ""),
+        # near to nothing, or to what is something else
+        ("--user", ""),
+        ("--users=ann", ""),
+        ("--limit=5", ""),
+        ("--hostname", ""),
+        ("--quiet", ""),
+        ("--log", ""),
+        ("--delete", ""),
     ],
 )
 def test_a_mistyped_option_gets_a_suggestion(
@@ -655,7 +866,7 @@ def test_a_long_name_with_one_dash_is_no_option(
         ("DUO_CA_CERT", "DUO_CA_CERTS"),
         ("DUO_TIMEOUTS", "DUO_TIMEOUT"),
         ("DUO_JOURNALS", "DUO_JOURNAL"),
-        ("DUO_VERBOSITY", ""),
+        ("DUO_VERBOSITY", "DUO_VERBOSE"),
         # other programs', and what is too short to tell
         ("DUO_AKEY", ""),
         ("DUO_API_HOST", ""),
@@ -726,7 +937,8 @@ def test_a_mistyped_variable_is_warned_of(
         ["--timeout", TOKEN],
         ["--max-deletions", TOKEN],
         [f"-H{TOKEN}"],
-        ["--ca-certs", TOKEN],
+        ["--host", TOKEN],
+        [f"--host=https://{TOKEN}/"],
         ["--host", f"https://{TOKEN}@localhost/"],
         ["ann", "-v", f"--skye={TOKEN}", "bob"],
         ["-s", SKEY, "-k", TOKEN],
@@ -742,7 +954,20 @@ def test_a_mistyped_option_does_not_repeat_the_secret(
 ) -> None:
     result = run(*argv)
     assert_usage_error(tenant, result)
-    assert TOKEN not in result.err
+    assert TOKEN.lower() not in result.err.lower()
+
+
+@pytest.mark.parametrize("form", ["{}", " {}\n", "https://{}/", "{}:443", "{}/admin"])
+def test_the_key_pasted_as_the_host_is_not_shown(
+    tenant: Tenant, run: Runs, form: str
+) -> None:
+    """Nor is it looked up, where others could see it."""
+    text = form.format(SKEY)
+    for result in (run("-vv", "--host", text), run("-vv", DUO_HOST=text)):
+        assert_usage_error(tenant, result, "host")
+        assert ": expected HOST[:PORT], such as api-12345678." in result.err
+        assert_no_secret(result)
+        assert SKEY.lower()[:5] not in result.err.lower()
 
 
 @pytest.mark.parametrize(
@@ -797,8 +1022,9 @@ WITH_TOKEN = [
     [f"-{TOKEN}"],
     [f"-{TOKEN} {TOKEN}"],
 ]
-WITH_TOKEN += [[f"{option(name)}={TOKEN}"] for name in SETTINGS]
 WITH_TOKEN += [[f"{option(name)} {TOKEN}"] for name in SETTINGS]
+NOT_SHOWN = sorted(set(SETTINGS).difference(PATHS_SHOWN))
+WITH_TOKEN += [[f"{option(name)}={TOKEN}"] for name in NOT_SHOWN]
 WITH_TOKEN += [[f"-{letter}{TOKEN}"] for letter in "siHgfnvkhx"]
 WITH_TOKEN += [[f"-{letter}", TOKEN] for letter in "siHg"]
 
@@ -813,7 +1039,7 @@ def test_no_command_line_shows_a_secret(
     run: Runs, complete: bool, data: st.DataObject
 ) -> None:
     choice = WORDS + WITH_TOKEN
-    names = data.draw(st.sets(st.sampled_from(SETTINGS), max_size=1))
+    names = data.draw(st.sets(st.sampled_from(NOT_SHOWN), max_size=1))
     if not complete:
         names.add("host")
         # Of a command line that is in order otherwise, a word by itself is a user,
@@ -994,8 +1220,27 @@ def test_help_tells_of_every_setting_and_fits_80_columns(run: Runs, flag: str) -
         "after about 17",
         "129, 130, 143",
         "Options override variables; an empty variable counts as unset.",
+        "set up in Duo, so that they can start over.",
     ):
         assert word in usual(result.out), word
+    assert "delete_phone" not in result.out, "that is for who reads the script"
+
+
+def test_the_examples_of_the_help_can_be_run(
+    tenant: Tenant, run: Runs, tmp_path: Path
+) -> None:
+    shown = run("--help", COLUMNS="80").out
+    examples = re.findall(r"^  duo_phone_cleanup (.+?)  ", shown, re.MULTILINE)
+    assert len(examples) == 4
+    tenant.add_phone("ann", name=STUCK)
+    tenant.add_user("bob")
+    left = []
+    for example in examples:
+        result = run(*shlex.split(example), stdin="n\n")
+        assert result.status == 0, result
+        left.append(len(tenant.phones))
+    assert left == [1, 1, 1, 0], "each does what is said beside it"
+    assert (tmp_path / "duo.jsonl").exists()
 
 
 def test_every_option_is_written_down_once_and_told_with_its_default(
@@ -1005,15 +1250,16 @@ def test_every_option_is_written_down_once_and_told_with_its_default(
     all_flags = []
     defaults = {}
     for group in duo_phone_cleanup.OPTIONS.values():
-        for names, _, default, about in group:
-            flags = re.findall(r"(?<!\S)--?[\w-]+", names)
-            all_flags += flags
-            setting = flags[-1][2:].replace("-", "_")
-            defaults[setting] = default
-            told = usual(about)
-            if default and setting != "ca_certs":
-                told += f" (default: {default})"
-            assert shown.count(usual(about)) == 1
+        for each in group:
+            all_flags.append(each.flag)
+            if each.short:
+                all_flags.append(each.short)
+            setting = each.flag[2:].replace("-", "_")
+            defaults[setting] = each.default
+            told = usual(each.help)
+            assert shown.count(told) == 1
+            if each.default and setting != "ca_certs":
+                told += f" (default: {each.default})"
             assert f"{told} [{variable(setting)}]" in shown
     assert len(set(all_flags)) == len(all_flags)
     assert sorted(defaults) == sorted(SETTINGS)
@@ -1031,9 +1277,13 @@ def test_every_option_is_written_down_once_and_told_with_its_default(
 
 
 def test_the_version(run: Runs) -> None:
+    """Also duo_client's, whose CA certificates are trusted, and Python's."""
     result = run("--version")
     assert (result.status, result.err) == (0, "")
-    assert result.out == f"duo_phone_cleanup {duo_phone_cleanup.__version__}\n"
+    program = f"duo_phone_cleanup {duo_phone_cleanup.__version__}"
+    library = f"duo_client {duo_client.__version__}"
+    python = f"Python {platform.python_version()}"
+    assert result.out == f"{program}, {library}, {python}\n"
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help", "--version"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -115,7 +116,7 @@ def test_three_tries_in_all(
 def test_a_429_is_waited_out_and_is_no_try(
     tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch, target: Target
 ) -> None:
-    monkeypatch.setattr(duo_phone_cleanup, "TRIES", 1)
+    monkeypatch.setattr(duo_phone_cleanup, "MAX_TRIES", 1)
     phones = OneOfEach(tenant)
     fault = tenant.fail("status", status=429, **target.fault)
     phones.assert_done(run("--json", "--untag"))
@@ -144,10 +145,11 @@ def test_a_429_that_lasts_is_given_up(
     patience: float,
     refused: int,
 ) -> None:
-    monkeypatch.setattr(duo_phone_cleanup, "PATIENCE", patience)
+    monkeypatch.setattr(duo_phone_cleanup, "MAX_WAIT_429_SECONDS", patience)
     work = OneOfEach(tenant)
     tenant.limit(0, 60)
-    error_line(run(), "429 Too Many Requests", "rate limit")
+    hint = "see what else uses up this tenant's rate limit, or run less often"
+    error_line(run(), f" error: Duo answers 429 Too Many Requests: {hint}")
     assert len(tenant.requests) == refused
     work.assert_untouched()
 
@@ -156,7 +158,7 @@ def test_a_429_that_lasts_is_given_up(
 def test_a_429_that_lasts_is_given_up_by_all_threads(
     tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(duo_phone_cleanup, "PATIENCE", 0.3)
+    monkeypatch.setattr(duo_phone_cleanup, "MAX_WAIT_429_SECONDS", 0.3)
     tenant.populate(300 * 8)
     tenant.limit(1, 60)
     result = run()
@@ -185,6 +187,11 @@ def status(number: int, **how: Any) -> Record:
     return {"kind": "status", "status": number, **how}
 
 
+def page(number: int) -> Record:
+    """The fault of a page with this status, as some proxy may send one."""
+    return status(number, body=b"<html>No</html>", content_type="text/html")
+
+
 def answer(**how: Any) -> Record:
     """The fault of an answer that has this in place of what it should have."""
     return {"kind": "answer", **how}
@@ -201,24 +208,60 @@ def metadata(value: Any) -> Record:
 
 
 def user_with_phones(value: Any) -> Record:
-    """The fault of a user whose phones are this."""
-    return answer(response=[{"username": "ann", "phones": value}])
+    """The fault of a page with one user, whose phones are this."""
+    return answer(response=[{"username": "ann", "phones": value}], metadata={})
 
 
-# Duo's own messages, each with a hint.
-NO_REQUEST = ("401 Missing request credentials", "DUO_IKEY", "DUO_SKEY")
-WRONG_IKEY = ("401 Invalid integration key in request credentials", "DUO_IKEY")
-WRONG_SKEY = ("401 Invalid signature in request credentials", "DUO_SKEY")
-NO_TIME = ("401 Missing request timestamp", "this machine's clock")
-WRONG_TIME = ("401 Bad request timestamp", "this machine's clock")
-FORBIDDEN = ("Access forbidden", GRANT)
-INVALID = ("400 Invalid request parameters (limit)",)
+# Duo's own messages, each with its hint.
+CHECK_HOST = "check --host (DUO_HOST) and HTTPS_PROXY"
+CHECK_KEYS = (
+    "check --ikey (DUO_IKEY) and --skey (DUO_SKEY) or --skey-file (DUO_SKEY_FILE)"
+)
+CHECK_IKEY = (
+    "check --ikey (DUO_IKEY), and that --host (DUO_HOST) is of this application"
+)
+CHECK_SKEY = "check --skey (DUO_SKEY) or --skey-file (DUO_SKEY_FILE)"
+CHECK_CLOCK = "set this machine's clock"
+GIVE_PERMISSIONS = (
+    "give the Admin API application the permissions Grant resource - Read and"
+    " Grant resource - Write, and see its Networks for API Access"
+)
+LATER = "Duo has trouble, or a proxy: see status.duo.com; a later run tries again"
+
+
+def duo_answers(message: str, hint: str) -> tuple[str]:
+    """An error line that has Duo's own message, and a hint."""
+    return (f" error: Duo answers {message}: {hint}",)
+
+
+def page_answers(status: str, hint: str) -> tuple[str, str]:
+    """An error line about a page that is not Duo's, and a hint."""
+    return (" error: localhost:", f" answers {status}, and not as Duo does: {hint}")
+
+
+NO_REQUEST = duo_answers("401 Missing request credentials", CHECK_KEYS)
+WRONG_IKEY = duo_answers(
+    "401 Invalid integration key in request credentials", CHECK_IKEY
+)
+WRONG_SKEY = duo_answers("401 Invalid signature in request credentials", CHECK_SKEY)
+NO_TIME = duo_answers("401 Missing request timestamp", CHECK_CLOCK)
+WRONG_TIME = duo_answers("401 Bad request timestamp", CHECK_CLOCK)
+ANOTHER_401 = duo_answers("401 Unauthorized", CHECK_KEYS)
+FORBIDDEN = duo_answers("403 Access forbidden", GIVE_PERMISSIONS)
+NOT_FOUND = duo_answers("404 Resource not found", CHECK_HOST)
+INVALID = ("error: Duo answers 400 Invalid request parameters (limit)",)
+TROUBLE = duo_answers("500 Internal Server Error", LATER)
+UNAVAILABLE = duo_answers("503 Service Unavailable", LATER)
 # Of a 200 that is none.
-STILL_FORBIDDEN = ("error: Duo answers", "Access forbidden: ", GRANT)
-STILL_WRONG_SKEY = ("error: Duo answers", "Invalid signature: ", "DUO_SKEY")
+STILL_FORBIDDEN = duo_answers("403 Access forbidden", GIVE_PERMISSIONS)
+STILL_WRONG_SKEY = duo_answers("401 Invalid signature", CHECK_SKEY)
+STILL_BUSY = duo_answers("500 Busy", LATER)
 # What Duo never sends.
+LOGIN = "407 Proxy Authentication Required"
+BUSY = "503 Service Unavailable"
 NO_CONNECTION = (NO_ANSWER, NETWORK)
 NOT_JSON = ("localhost:", "is not Duo's Admin API: no JSON: check --host (DUO_HOST)")
+UNREADABLE = ("error: Duo's answer cannot be read: no JSON",)
 NOT_A_PAGE = ("not a page of users",)
 NO_RECORDS = ("error: Duo gives user ann phones that are no records",)
 NEXT = ("next_offset",)
@@ -231,11 +274,17 @@ WALKS = [
     Walk("40103", status(401, code=40103), WRONG_SKEY, 1),
     Walk("40104", status(401, code=40104), NO_TIME, 1),
     Walk("40105", status(401, code=40105), WRONG_TIME, 1),
+    Walk("401 of a new kind", status(401, code=40199), ANOTHER_401, 1),
     Walk("403", status(403, code=40301), FORBIDDEN, 1),
-    Walk("404", status(404), ("404 Resource not found",), 1),
+    Walk("404", status(404), NOT_FOUND, 1),
     Walk("400", status(400, code=40002, message_detail="limit"), INVALID, 1),
     Walk("405", status(405), ("405 Method not allowed",), 1),
-    Walk("302", status(302, body=b""), ("302 Found",), 1),
+    # A page of some proxy: it knows nothing of keys and permissions.
+    Walk("302", page(302), page_answers("302 Found", CHECK_HOST), 1),
+    Walk("401, a page", page(401), page_answers("401 Unauthorized", CHECK_HOST), 1),
+    Walk("403, a page", page(403), page_answers("403 Forbidden", CHECK_HOST), 1),
+    Walk("404, a page", page(404), page_answers("404 Not Found", CHECK_HOST), 1),
+    Walk("407, a page", page(407), page_answers(LOGIN, CHECK_HOST), 1),
     Walk(
         "200, forbidden",
         not_ok(code=40301, message="Access forbidden"),
@@ -263,12 +312,14 @@ WALKS = [
         1,
     ),
     # What may pass.
-    Walk("200, busy", not_ok(code=50001, message="Busy"), ("Duo answers", " Busy"), 3),
+    Walk("200, busy", not_ok(code=50001, message="Busy"), STILL_BUSY, 3),
     Walk("408", status(408), ("408 Request Timeout",), 3),
-    Walk("500", status(500), ("500 Internal Server Error",), 3),
-    Walk("502 with HTML", status(502), ("502 Bad Gateway",), 3),
-    Walk("503", status(503), ("503 Service Unavailable",), 3),
-    Walk("503 and a list", status(503, body=b"[]"), ("503 Service Unavailable",), 3),
+    Walk("500", status(500), TROUBLE, 3),
+    Walk("502, a page", page(502), page_answers("502 Bad Gateway", LATER), 3),
+    Walk("503", status(503), UNAVAILABLE, 3),
+    Walk("503, a page", page(503), page_answers(BUSY, LATER), 3),
+    Walk("503, a list", status(503, body=b"[]"), page_answers(BUSY, LATER), 3),
+    Walk("504, a page", page(504), page_answers("504 Gateway Timeout", LATER), 3),
     Walk("reset", {"kind": "reset_before"}, NO_CONNECTION, 3),
     Walk("orderly close", {"kind": "close_before"}, NO_CONNECTION, 3),
     Walk("cut short", {"kind": "truncate"}, ("is not Duo's Admin API",), 3),
@@ -313,7 +364,13 @@ WALKS = [
     Walk("next_offset []", metadata({"next_offset": []}), NEXT, 1),
     Walk("next_offset {}", metadata({"next_offset": {}}), NEXT, 1),
 ]
-HALF_WAY = [each for each in WALKS if each.name in ("403", "503", "HTML", "user 7")]
+HALF_WAY = [
+    Walk("403", status(403), FORBIDDEN, 1),
+    Walk("503", status(503), UNAVAILABLE, 3),
+    Walk("reset", {"kind": "reset_before"}, NO_CONNECTION, 3),
+    Walk("HTML", {"kind": "junk"}, UNREADABLE, 3),
+    Walk("user 7", answer(response=[7]), NOT_A_PAGE, 3),
+]
 
 
 @pytest.mark.parametrize("walk", WALKS, ids=name_of_case)
@@ -336,11 +393,12 @@ def test_a_walk_that_fails_half_way_writes_nothing(
     tenant: Tenant, run: Run, walk: Walk
 ) -> None:
     phones = OneOfEach(tenant, 600)
-    tenant.fail(path="users$", after=1, times=None, **walk.fault)
+    fault = tenant.fail(path="users$", after=1, times=None, **walk.fault)
     result = run("--json")
     error, _summary = result.err.splitlines()
     for text in walk.told:
         assert text in error
+    assert fault.hits >= walk.tries
     assert (result.status, result.kinds) == (1, ["failed"])
     assert result.summary["users_seen"] >= 300
     phones.assert_untouched()
@@ -432,27 +490,34 @@ class OnePhone(NamedTuple):
     fault: Record
     told: str
     tries: int
+    blames_the_host: bool = False
+    """Not by an odd answer: Duo has answered before. By none, or a proxy's page."""
 
 
-NO_JSON = "is not Duo's Admin API: no JSON"
+NO_JSON = ": Duo's answer cannot be read: no JSON"
+NOT_THE_RECORD = ": Duo's answer is not the record of this phone"
 FAULTS = [
     OnePhone("400", status(400), "400 Bad Request", 1),
-    OnePhone("404", status(404, code=40499), "404 Not Found", 1),
-    OnePhone("404 with HTML", status(404, body=b"<html>"), "404 Not Found", 1),
+    OnePhone("404", status(404, code=40499), "404 Not Found", 1, blames_the_host=True),
+    OnePhone(
+        "404, a page", page(404), "404 Not Found, and not as", 1, blames_the_host=True
+    ),
     OnePhone("500", status(500), "500 Internal Server Error", 3),
     OnePhone("502", status(502), "502 Bad Gateway", 3),
     OnePhone("200, FAIL", status(200, code=40002, message="No"), ": Duo answers", 1),
-    OnePhone("reset", {"kind": "reset_before"}, NO_ANSWER, 3),
-    OnePhone("orderly close", {"kind": "close_before"}, NO_ANSWER, 3),
-    OnePhone("time-out", {"kind": "hang"}, "timed out", 3),
+    OnePhone("reset", {"kind": "reset_before"}, NO_ANSWER, 3, blames_the_host=True),
+    OnePhone(
+        "orderly close", {"kind": "close_before"}, NO_ANSWER, 3, blames_the_host=True
+    ),
+    OnePhone("time-out", {"kind": "hang"}, "timed out", 3, blames_the_host=True),
 ]
 FAULTS_OF_READS = [
-    OnePhone("response null", answer(response=None), "not a phone", 3),
-    OnePhone("response 7", answer(response=7), "not a phone", 3),
-    OnePhone("response empty", answer(response=""), "not a phone", 3),
-    OnePhone("response text", answer(response="DP"), "not a phone", 3),
-    OnePhone("response []", answer(response=[]), "not a phone", 3),
-    OnePhone("response [{}]", answer(response=[{}]), "not a phone", 3),
+    OnePhone("response null", answer(response=None), NOT_THE_RECORD, 3),
+    OnePhone("response 7", answer(response=7), NOT_THE_RECORD, 3),
+    OnePhone("response empty", answer(response=""), NOT_THE_RECORD, 3),
+    OnePhone("response text", answer(response="DP"), NOT_THE_RECORD, 3),
+    OnePhone("response []", answer(response=[]), NOT_THE_RECORD, 3),
+    OnePhone("response [{}]", answer(response=[{}]), NOT_THE_RECORD, 3),
     OnePhone("HTML", {"kind": "junk"}, NO_JSON, 3),
     OnePhone("not UTF-8", {"kind": "junk", "body": b'"\xff"'}, NO_JSON, 3),
     OnePhone("deep", {"kind": "junk", "body": b"[" * 200_000}, NO_JSON, 3),
@@ -475,6 +540,7 @@ def check_that_the_others_are_done(
     error, _summary = result.err.splitlines()
     for text in (one.told, row.ids[1], "user-1"):
         assert text in error
+    assert ("DUO_HOST" in error) is one.blames_the_host
     assert result.summary["failed"] == 1
     assert result.outcomes == [write.event, "failed", write.event]
     told = [each for each in result.events[:-1] if each["event"] != "deleting"]
@@ -522,7 +588,7 @@ def test_what_ends_the_run_leaves_the_other_phones(
     method: str,
     reached: int,
 ) -> None:
-    monkeypatch.setattr(duo_phone_cleanup, "PATIENCE", 0)
+    monkeypatch.setattr(duo_phone_cleanup, "MAX_WAIT_429_SECONDS", 0)
     row = Row(tenant, DELETION)
     added = row.fail(method, fault)
     result = run("--json")
@@ -539,11 +605,14 @@ def test_what_ends_the_run_leaves_the_other_phones(
 # Phones in a row without an answer
 
 
+IN_A_ROW = "error: 4 phones in a row failed, so the run ends: "
+
+
 class InARow(NamedTuple):
     """Phones, one after the other, and what becomes of them."""
 
     phones: str
-    """o: it is written; -: a write to it has no answer; x: a write to it is refused."""
+    """o: it is written; -: a write to it fails in passing; x: it is refused."""
     done: int
     failed: int
     """The end of the run, too, is a failure."""
@@ -551,7 +620,15 @@ class InARow(NamedTuple):
     ended: bool
 
 
-@each_write
+IN_PASSING = [
+    pytest.param({"kind": "reset_before"}, id="no answer"),
+    pytest.param(status(503), id="503"),
+    pytest.param(page(502), id="502 of a proxy"),
+    pytest.param(status(200, body=b"<html>"), id="no JSON"),
+]
+
+
+@pytest.mark.parametrize("fault", IN_PASSING)
 @pytest.mark.parametrize(
     "row",
     [
@@ -559,25 +636,85 @@ class InARow(NamedTuple):
         InARow("---o---o", done=2, failed=6, reached=8, ended=False),
         InARow("o----oo", done=1, failed=5, reached=5, ended=True),
         InARow("o---x---o", done=2, failed=7, reached=9, ended=False),
+        InARow("-o-o-o-o-o-o-o", done=7, failed=7, reached=14, ended=False),
     ],
     ids=lambda row: row.phones,
 )
-def test_phones_without_an_answer(
-    tenant: Tenant, run: Run, write: Write, row: InARow
+def test_phones_that_fail_in_passing(
+    tenant: Tenant, run: Run, row: InARow, fault: Record
 ) -> None:
-    """A phone without one fails alone; four in a row end the run."""
+    """Each fails alone; four in a row end the run."""
     ids = [f"DP{kind}{number}" for number, kind in enumerate(row.phones)]
     for phone_id in ids:
-        tenant.add_phone("ann", phone_id=phone_id, **write.fields)
-    fault = tenant.fail("reset_before", method=write.method, path="DP-", times=None)
-    tenant.fail("status", status=400, method=write.method, path="DPx", times=None)
-    result = run("--json", "--untag")
+        tenant.add_phone("ann", phone_id=phone_id)
+    added = tenant.fail(method="POST", path="DP-", times=None, **fault)
+    tenant.fail("status", status=400, method="POST", path="DPx", times=None)
+    result = run("--json")
     assert result.status == 1
-    assert result.kinds.count(write.event) == row.done
+    assert result.kinds.count("stamped") == row.done
     assert result.summary["failed"] == row.failed
-    assert ("4 phones in a row without an answer" in result.err) is row.ended
-    assert fault.hits == 3 * row.phones.count("-")
+    assert (IN_A_ROW in result.err) is row.ended
+    assert added.hits == 3 * row.phones.count("-")
     assert set(written_phones(tenant)) == set(ids[: row.reached])
+
+
+@each_write
+def test_writes_that_fail_in_passing_four_times_in_a_row(
+    tenant: Tenant, run: Run, write: Write
+) -> None:
+    ids = [tenant.add_phone(f"u{number}", **write.fields) for number in range(6)]
+    tenant.fail("reset_before", method=write.method, times=None)
+    result = run("--json", "--untag")
+    assert (result.status, result.outcomes) == (1, ["failed"] * 5)
+    *_, last, _summary = result.err.splitlines()
+    assert f"{IN_A_ROW}no answer from {tenant.host}: " in last
+    assert set(written_phones(tenant)) == set(ids[:4])
+
+
+def test_a_503_for_each_phone_ends_the_run(tenant: Tenant, run: Run) -> None:
+    """With a message that says what the trouble is."""
+    for number in range(100):
+        tenant.add_phone(f"u{number}", name=STUCK)
+    fault = tenant.fail("status", path="phones/", times=None)
+    result = run("--json")
+    assert (result.status, result.kinds) == (1, ["failed"] * 5)
+    *errors, last, _summary = result.err.splitlines()
+    assert len(errors) == 4
+    assert f"{IN_A_ROW}Duo answers 503 Service Unavailable: {LATER}" in last
+    assert 4 * 3 <= fault.hits <= 5 * 3  # a fifth was being read meanwhile
+    assert write_methods(tenant) == []
+
+
+def test_reads_that_are_too_slow_to_write_on_end_the_run(
+    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred phones do not take hours; and what is slow is told."""
+    monkeypatch.setattr(duo_phone_cleanup, "READ_VALID_SECONDS", 0.05)
+    ids = [tenant.add_phone(f"u{number}", name=STUCK) for number in range(100)]
+    fault = tenant.fail("delay", path="phones/", seconds=0.1, times=None)
+    result = run("--json")
+    assert (result.status, result.outcomes) == (1, ["failed"] * 5)
+    *errors, last, _summary = result.err.splitlines()
+    slow = (
+        "more than 2 s passed after the phone was read: Duo, the network or this"
+        " machine is too slow to write safely"
+    )
+    for error, phone in zip(errors, ids):
+        assert error.endswith(f"({phone}): {slow}")
+    assert last.endswith(f" {IN_A_ROW}{slow}")
+    assert write_methods(tenant) == []
+    assert fault.hits <= 4 * 4 + 1  # of the fifth, one read was under way
+
+
+def test_a_slow_phone_between_others_does_not_end_the_run(
+    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duo_phone_cleanup, "READ_VALID_SECONDS", 0.4)
+    ids = [tenant.add_phone(f"u{number}", name=STUCK) for number in range(3)]
+    tenant.fail("delay", path=ids[1], seconds=0.5, times=None)
+    result = run("--json")
+    assert (result.status, result.outcomes) == (1, ["deleted", "failed", "deleted"])
+    assert written_phones(tenant) == [ids[0], ids[2]]
 
 
 def test_phones_without_an_answer_between_phones_that_are_kept(
@@ -590,7 +727,7 @@ def test_phones_without_an_answer_between_phones_that_are_kept(
     tenant.fail("reset_before", path="phones/", times=None)
     result = run("--json")
     assert (result.status, result.summary["failed"]) == (1, 5)
-    assert "4 phones in a row without an answer" in result.err
+    assert IN_A_ROW in result.err
 
 
 @pytest.mark.parametrize("kind", ["hang", "reset_before"])
@@ -601,14 +738,14 @@ def test_a_server_that_dies_after_the_walk(tenant: Tenant, run: Run, kind: str) 
     fault = tenant.fail(kind, path="phones/", times=None)
     began = time.monotonic()
     result = run("--timeout", "0.1")
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 5
     assert result.status == 1
     assert 4 * 3 <= fault.hits <= 5 * 3  # a fifth was being read meanwhile
     *errors, last, _summary = result.err.splitlines()
     assert len(errors) == 4
     for error in errors:
-        assert "no answer from" in error
-    assert "error: 4 phones in a row without an answer" in last
+        assert f": {NO_ANSWER}" in error
+    assert f"{IN_A_ROW}{NO_ANSWER}" in last
 
 
 def test_the_same_phone_never_answers(tenant: Tenant, run: Run) -> None:
@@ -620,5 +757,5 @@ def test_the_same_phone_never_answers(tenant: Tenant, run: Run) -> None:
         result = run("--json", "--timeout", "0.2")
         assert tenant.phone(phone) is None
         assert result.status == 1
-        assert "error: ann's phone" in result.err
+        assert re.search(r" error: phone \+1555\d+ of ann \(DP-silent\): ", result.err)
     assert fault.hits == 6

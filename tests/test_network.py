@@ -26,15 +26,22 @@ from tests.simulation.tenant import Record, Request, Tenant
 from tests.support import (
     NETWORK,
     NO_ANSWER,
+    NOW,
+    SET_UP,
     STUCK,
     WRITES,
     OneOfEach,
     Run,
+    Write,
     assert_no_secret,
     assert_no_stale_write,
+    each_write,
     error_line,
+    when,
     written_phones,
 )
+
+NO_ANSWER_AT_ALL = "no answer from {}: no whole answer in time"
 
 # Connections
 
@@ -86,8 +93,8 @@ def test_a_server_that_closes_after_every_answer(
 def _soon_idle(monkeypatch: pytest.MonkeyPatch, tenant: Tenant) -> None:
     """Servers close an idle connection soon, and the program knows it."""
     assert tenant.idle_seconds
-    assert tenant.idle_seconds > duo_phone_cleanup.IDLE
-    monkeypatch.setattr(duo_phone_cleanup, "IDLE", 0.2)
+    assert tenant.idle_seconds > duo_phone_cleanup.MAX_IDLE_SECONDS
+    monkeypatch.setattr(duo_phone_cleanup, "MAX_IDLE_SECONDS", 0.2)
     tenant.idle_seconds = 0.4
 
 
@@ -108,6 +115,135 @@ def test_an_idle_connection_is_not_used_again(tenant: Tenant, run: Run) -> None:
     assert "this try" not in result.err
     assert "failed" not in result.err
     assert len(tenant.requests) == 4 + 3 * 2
+
+
+@each_write
+def test_a_connection_that_the_server_has_closed_is_not_used_for_a_write(
+    tenant: Tenant, run: Run, write: Write
+) -> None:
+    """It waits between read and write, and is looked at before it is used."""
+    phone = tenant.add_phone("ann", **write.fields)
+    tenant.fail("connection_close", method="GET", path=phone)
+    when(tenant, "GET", phone, tenant.close_idle, answered=True)
+    result = run("--json", "--untag", "-vv")
+    assert (result.status, result.outcomes) == (0, [write.event])
+    assert "this try failed" not in result.err
+    assert written_phones(tenant) == [phone]
+
+
+def test_connections_that_the_server_has_closed_are_not_used_for_reads(
+    tenant: Tenant, run: Run
+) -> None:
+    """While a question is open, it closes them all."""
+    ids = [tenant.add_phone(user, name=STUCK) for user in ("ann", "bob")]
+    tenant.fail("connection_close", method="GET", path="phones/", times=None)
+    when(tenant, "GET", ids[0], tenant.close_idle, answered=True)
+    when(tenant, "GET", ids[1], tenant.close_idle, answered=True)
+    result = run("--json", "--no-force", "-vv", stdin="y\ny\n")
+    assert (result.status, result.outcomes) == (0, ["deleted", "deleted"])
+    assert "this try failed" not in result.err
+    assert written_phones(tenant) == ids
+
+
+# Answers that nobody asked for
+
+
+def test_an_interim_answer_fails_one_phone(tenant: Tenant, run: Run) -> None:
+    """The true one comes later, and is not taken for the next phone's."""
+    ids = [tenant.add_phone(f"u{number}", name=STUCK) for number in range(4)]
+    tenant.slow(request=0.1)
+    tenant.fail("interim", method="GET", path=ids[1])
+    result = run("--json")
+    assert (result.status, result.summary["failed"]) == (1, 1)
+    assert result.outcomes == ["deleted", "failed", "deleted", "deleted"]
+    assert f"({ids[1]}): {tenant.host} answers 103 Early Hints, and not" in result.err
+    assert written_phones(tenant) == [ids[0], *ids[2:]]
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_a_connection_is_not_kept_after_an_interim_answer(
+    tenant: Tenant, run: Run, method: str
+) -> None:
+    ids = [tenant.add_phone(f"u{number}", name=STUCK) for number in range(4)]
+    tenant.slow(request=0.1)
+    tenant.fail("interim", method=method, path=ids[1])
+    run()
+    (unlucky,) = [
+        request
+        for request in tenant.requests
+        if request.method == method and request.path.endswith(ids[1])
+    ]
+    later = tenant.requests[unlucky.sequence :]
+    assert later
+    assert unlucky.connection not in [request.connection for request in later]
+
+
+def test_an_interim_answer_to_every_page(tenant: Tenant, run: Run) -> None:
+    tenant.add_phone("ann", name=STUCK)
+    fault = tenant.fail("interim", times=None, status=102)
+    line = error_line(run(), f"{tenant.host} answers 102 Processing, and not as Duo")
+    assert line.endswith(": check --host (DUO_HOST) and HTTPS_PROXY")
+    assert fault.hits == 1
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        pytest.param({"response": ""}, id="a success"),
+        pytest.param({"data": b"H"}, id="a letter"),
+        pytest.param({"data": b"HTTP/1.1 200 OK\r\n\r\n"}, id="an empty answer"),
+    ],
+)
+def test_a_second_answer_is_not_taken_for_the_one_to_the_next_request(
+    tenant: Tenant, run: Run, second: Record
+) -> None:
+    """Each deletion is refused; a success lies on the connection of the read."""
+    ids = [tenant.add_phone(f"u{number}", name=STUCK) for number in range(3)]
+    tenant.fail("answer_twice", method="GET", times=None, **second)
+    tenant.fail("status", method="DELETE", status=400, times=None)
+    result = run("--json")
+    assert (result.status, result.outcomes) == (1, ["failed"] * 3)
+    assert result.err.count("Duo answers 400 Bad Request") == 3
+    assert written_phones(tenant) == ids
+    assert list(tenant.phones) == ids
+
+
+def test_a_second_answer_vouches_for_no_phone(tenant: Tenant, run: Run) -> None:
+    """It says that the phone is as it was; by now, it is activated."""
+    phone = tenant.add_phone("ann", name=STUCK)
+    as_it_was = {**tenant.phones[phone], "users": [{"username": "ann"}]}
+    tenant.fail("answer_twice", path="phones/", response=as_it_was)
+
+    def activate() -> None:
+        tenant.phones[phone].update(SET_UP)
+
+    when(tenant, "GET", phone, activate, answered=True)
+    result = run("--json", "--no-force", stdin="y\n")
+    assert (result.status, result.outcomes) == (0, ["changed"])
+    assert written_phones(tenant) == []
+
+
+# Threads
+
+
+def test_phones_that_are_kept_need_no_thread(
+    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many they are. (Those of the tenant are counted, too.)"""
+    for number in range(200):
+        tenant.add_phone(f"u{number}", name="kept")
+        tenant.add_phone(f"u{number}", name=str(NOW))
+    started = []
+    start = threading.Thread.start
+
+    def count(thread: threading.Thread) -> None:
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", count)
+    result = run()
+    assert (result.status, result.err) == (0, "")
+    assert len(started) < 10
 
 
 # Servers that are silent or slow
@@ -153,15 +289,14 @@ def test_a_page_that_drips_in(
     tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is given up after ten times the time-out, though none of its waits is long."""
-    monkeypatch.setattr(duo_phone_cleanup, "TRIES", 1)
+    monkeypatch.setattr(duo_phone_cleanup, "MAX_TRIES", 1)
     tenant.add_user("ann")  # whose record alone takes ten seconds
     tenant.fail("drip", path="users$", pause=0.02)
     began = time.monotonic()
     result = run("--timeout", "0.2")
     assert 2 <= time.monotonic() - began < 4
     line, summary = result.err.splitlines()
-    why = f" error: no answer from {tenant.host}: no whole answer in ten time-outs"
-    assert line.endswith(f"{why}: check --host (DUO_HOST), the network and HTTPS_PROXY")
+    assert line.endswith(f" error: {NO_ANSWER_AT_ALL.format(tenant.host)}{NETWORK}")
     assert " nothing was read: 1 failed; 1 request, " in summary
     assert result.status == 1
 
@@ -170,7 +305,7 @@ def test_a_deletion_whose_answer_drips_in(
     tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is then found done. (Its answer is too short to drip for long.)"""
-    monkeypatch.setattr(duo_phone_cleanup, "EXCHANGE", 2)
+    monkeypatch.setattr(duo_phone_cleanup, "EXCHANGE_TIME_OUTS", 2)
     phone = tenant.add_phone("ann", name=STUCK)
     tenant.fail("drip", method="DELETE", pause=0.1)
     result = run("--json", "--timeout", "0.5")
@@ -178,6 +313,110 @@ def test_a_deletion_whose_answer_drips_in(
     assert result.kinds == ["deleting", "deleted"]
     assert written_phones(tenant) == [phone]
     assert len(tenant.requests) == 4  # the last one: another read
+
+
+class Dripping(socketserver.BaseRequestHandler):
+    """Gives a reply that comes by bits, for ten seconds."""
+
+    beginning = b""
+    drop = b""
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):
+            self.request.sendall(self.beginning)
+            for _ in range(500):
+                time.sleep(0.02)
+                self.request.sendall(self.drop)
+
+
+class DrippingHandshake(Dripping):
+    beginning = b"\x16\x03\x03\x40\x00"  # of a handshake of 16 KiB
+    drop = b"\x00"
+
+
+class DrippingProxy(Dripping):
+    beginning = b"HTTP/1.1 200 Connection established\r\n"
+    drop = b"a"
+
+
+@contextlib.contextmanager
+def serve(handler: type[socketserver.BaseRequestHandler]) -> Iterator[str]:
+    """Serve everybody on localhost so; give the address."""
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    with Server(("127.0.0.1", 0), handler) as serving:
+        thread = threading.Thread(target=serving.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"localhost:{serving.server_address[1]}"
+        serving.shutdown()
+        thread.join()
+
+
+def test_a_handshake_that_drips_in(run: Run) -> None:
+    """Python gives a handshake one time-out in all."""
+    began = time.monotonic()
+    with serve(DrippingHandshake) as host:
+        result = run("--timeout", "0.1", DUO_HOST=host)
+    assert time.monotonic() - began < 5
+    error_line(result, f"no answer from {host}: ", f"timed out{NETWORK}")
+
+
+def test_the_answer_of_a_proxy_that_drips_in(
+    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is given up after ten time-outs, though none of its waits is long."""
+    monkeypatch.setattr(duo_phone_cleanup, "MAX_TRIES", 1)
+    began = time.monotonic()
+    with serve(DrippingProxy) as proxy:
+        result = run("--timeout", "0.1", HTTPS_PROXY=f"http://{proxy}")
+    assert 1 <= time.monotonic() - began < 5
+    line = error_line(result)
+    told = NO_ANSWER_AT_ALL.format(f"the proxy {proxy}")
+    assert line.endswith(f" error: {told}{NETWORK}")
+    assert tenant.requests == []
+
+
+def copy(source: socket.socket, target: socket.socket) -> None:
+    """Pass on what comes from one side of a connection to the other."""
+    with contextlib.suppress(OSError):
+        while True:
+            data = source.recv(65536)
+            if not data:
+                return
+            target.sendall(data)
+
+
+def test_a_connection_that_is_made_ready_and_drips_in(
+    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy lets one connection pass, and drips into the others."""
+    monkeypatch.setattr(duo_phone_cleanup, "MAX_TRIES", 1)
+    phone = tenant.add_phone("ann", name=STUCK)
+    port = int(tenant.host.partition(":")[2])
+    passed = threading.Event()
+
+    class Proxy(DrippingProxy):
+        def handle(self) -> None:
+            if passed.is_set():
+                super().handle()
+                return
+            passed.set()
+            self.request.recv(65536)
+            with socket.create_connection(("127.0.0.1", port)) as duo:
+                self.request.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                back = (duo, self.request)
+                threading.Thread(target=copy, args=back, daemon=True).start()
+                copy(self.request, duo)
+
+    began = time.monotonic()
+    with serve(Proxy) as proxy:
+        result = run("--json", "--timeout", "0.2", HTTPS_PROXY=f"http://{proxy}")
+    assert 2 <= time.monotonic() - began < 8
+    assert (result.status, result.kinds) == (1, ["failed"])
+    told = NO_ANSWER_AT_ALL.format(f"the proxy {proxy}")
+    assert f"({phone}): {told}{NETWORK}\n" in result.err
 
 
 # Servers that are not Duo's, or none
@@ -396,7 +635,7 @@ def test_goes_through_a_proxy(
     assert result.status == 0
     assert tenant.phones[phone]["name"].isdigit()
     # Duo's name, not the proxy's, is what the certificate was checked for.
-    assert tenant.server_names == ["localhost"]
+    assert set(tenant.server_names) == {"localhost"}
     for secret in (PASSWORD, LOGIN, USER):
         assert secret not in result.err
 

@@ -17,6 +17,9 @@ import pytest
 from tests.simulation.tenant import SKEY, Record, Request, Tenant, cast
 from tests.support import (
     LONG_AGO,
+    SCOPE,
+    SET_UP,
+    SHORT_GRACE,
     STUCK,
     Result,
     Run,
@@ -31,6 +34,7 @@ from tests.support import (
 )
 
 LOG = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
+SECONDS = r", \d+\.\d s"
 
 # The log
 
@@ -52,30 +56,36 @@ def test_a_process_without_a_terminal_says_nothing(tenant: Tenant) -> None:
     assert (result.status, result.out, result.err) == (0, "", "")
 
 
-def check_actions(log: str, ids: dict[str, str]) -> list[str]:
-    """Find a line for each action in the order of the walk; give the lines after."""
-    lines = log.splitlines()
-    for event in ("stamped", "deleted", "untagged", "changed", "gone"):
-        line = lines.pop(0)
-        about = rf"(ann|bob|eve|fay|gus)'s phone \+1555000000\d \({ids[event]}\)"
-        assert re.fullmatch(LOG + f"{event}: {about}", line)
-    return lines
-
-
-def check_summary(line: str, requests: int) -> None:
-    text = (
-        "7 users, 7 phones, 6 in limbo: 1 stamped, 1 deleted, 1 untagged, 1 changed, "
-        f"1 gone, 1 waiting, 1 kept; {requests} requests, "
-    )
-    assert re.fullmatch(LOG + re.escape(text) + r"\d+\.\d s", line)
-
-
 def test_v_tells_each_action_and_a_summary(tenant: Tenant, run: Run) -> None:
+    """The actions in the order of the walk."""
     ids = add_outcomes(tenant)
     result = run("-v", "--untag")
     assert (result.status, result.out) == (0, "")
-    (summary,) = check_actions(result.err, ids)
-    check_summary(summary, len(tenant.requests))
+    *actions, summary = result.err.splitlines()
+    about_each = [
+        ("stamped", "+15550000000", "ann"),
+        ("deleted", "+15550000001", "bob"),
+        ("untagged", "+15550000004", "eve"),
+        ("changed", "+15550000005", "fay"),
+        ("gone", "+15550000006", "gus"),
+    ]
+    assert len(actions) == len(about_each)
+    for line, (event, number, user) in zip(actions, about_each):
+        text = f"{event}: phone {number} of {user} ({ids[event]})"
+        assert re.fullmatch(LOG + re.escape(text), line)
+    text = (
+        "7 users, 7 phones, 6 in limbo: 1 stamped, 1 deleted, 1 untagged, 1 changed, "
+        f"1 gone, 1 waiting, 1 kept; {len(tenant.requests)} requests"
+    )
+    assert re.fullmatch(LOG + text + SECONDS, summary)
+
+
+def test_v_names_all_who_share_a_phone_or_a_tablet(tenant: Tenant, run: Run) -> None:
+    phone = tenant.add_phone("ann", "bob", name=STUCK)
+    tablet = tenant.add_phone("cleo", "dan", number="", name=STUCK)
+    first, second, _summary = run("-v").err.splitlines()
+    assert first.endswith(f" deleted: phone +15550000000 of ann, bob ({phone})")
+    assert second.endswith(f" deleted: tablet of cleo, dan ({tablet})")
 
 
 def test_vv_tells_each_request_too(tenant: Tenant, run: Run) -> None:
@@ -89,7 +99,7 @@ def test_vv_tells_each_request_too(tenant: Tenant, run: Run) -> None:
     assert sorted(each[:3] for each in told) == sorted(answers)
     assert min(float(seconds) for *_, seconds in told) < 0.9
     assert ("DELETE", f"/admin/v1/phones/{ids['deleted']}", "503") in answers
-    failed = re.findall(r" this try: Duo answers (\d+) ", log)
+    failed = re.findall(r" this try failed: Duo answers (\d+) ", log)
     assert sorted(failed) == ["404", "503"], "one has gone, one is tried again"
     for event in ("waiting", "named"):
         assert re.search(f" {event}: .*{ids[event]}", log)
@@ -98,28 +108,26 @@ def test_vv_tells_each_request_too(tenant: Tenant, run: Run) -> None:
 # The summary
 
 
-SECONDS = r", \d+\.\d s"
-
-
 @pytest.mark.parametrize(
     ("argv", "text", "status"),
     [
-        ("ann", "1 user, 1 phone, 1 in limbo: 1 stamped; 3 requests", 0),
-        ("bob", "1 user, 2 phones, 2 in limbo: 1 deleted, 1 kept; 3 requests", 0),
+        ("ann", "1 user, 1 phone, 1 in limbo: 1 stamped; 4 requests", 0),
+        ("bob", "1 user, 2 phones, 2 in limbo: 1 deleted, 1 kept; 5 requests", 0),
         ("cleo", "1 user, 0 phones, 0 in limbo; 1 request", 0),
         (
             "ann bob --max-deletions 0",
-            "2 users, 3 phones, 3 in limbo: 1 stamped, 1 kept; 3 requests",
+            "2 users, 3 phones, 3 in limbo: 1 stamped, 1 kept, 1 due, none deleted;"
+            " 6 requests",
             0,
         ),
         (
             "nobody ann",
-            "1 user, 1 phone, 1 in limbo: 1 stamped, 1 unknown; 3 requests",
+            "1 user, 1 phone, 1 in limbo: 1 stamped, 1 unknown; 4 requests",
             1,
         ),
-        ("nobody", "nothing was read: 1 unknown; 1 request", 1),
-        ("-g 60 bob", "1 user, 2 phones, 2 in limbo: 1 deleted, 1 kept; 3 requests", 0),
-        ("-g 61 bob", "1 user, 2 phones, 2 in limbo: 1 waiting, 1 kept; 1 request", 0),
+        ("nobody", "0 users, 0 phones, 0 in limbo: 1 unknown; 1 request", 1),
+        ("-g 60 bob", "1 user, 2 phones, 2 in limbo: 1 deleted, 1 kept; 5 requests", 0),
+        ("-g 61 bob", "1 user, 2 phones, 2 in limbo: 1 waiting, 1 kept; 3 requests", 0),
     ],
 )
 def test_the_summary_is_a_sentence(
@@ -135,6 +143,25 @@ def test_the_summary_is_a_sentence(
         expected += "; exit status 1"
     assert re.fullmatch(expected, result.err.splitlines()[-1])
     assert result.status == status
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({}, id="in limbo"),
+        pytest.param({"name": "Their own"}, id="kept"),
+        pytest.param(SET_UP, id="set up"),
+    ],
+)
+def test_a_shared_phone_is_counted_once(
+    tenant: Tenant, run: Run, fields: Record
+) -> None:
+    tenant.add_phone("ann", "bob", "cleo", **fields)
+    tenant.add_phone("ann")
+    result = run("--json", "-v")
+    assert " 3 users, 2 phones, " in result.err.splitlines()[-1]
+    assert result.summary["users_seen"] == 3
+    assert result.summary["phones_seen"] == 2
 
 
 @pytest.mark.parametrize(
@@ -172,7 +199,8 @@ def test_the_summary_of_a_walk_that_fails(
     if dry_run:  # it tells that where the table would be
         result = run("--dry-run", *argv)
         (error,) = result.err.splitlines()
-        _scope, told = result.out.splitlines()
+        *scope, told = result.out.splitlines()
+        assert scope == [SCOPE, SHORT_GRACE]
         assert re.fullmatch(expected, told)
     else:
         result = run(*argv)
@@ -200,7 +228,7 @@ def test_no_request_is_told_of_after_the_summary(
     tenant.on_request(hook)
     with threads_left_behind() as late:
         result = run("-vv", "--json")
-    assert (result.status, result.summary["requests"]) == (1, 4)
+        assert (result.status, result.summary["requests"]) == (1, 4)
     let_go.set()
     wait_for_threads(late)
     assert [request.status for request in tenant.requests].count(200) == 3
@@ -305,11 +333,12 @@ def test_the_progress_of_a_long_walk(tenant: Tenant) -> None:
 
     raw = asking.read()
     assert len(progress.findall(raw)) > 1
-    before, after = raw.split("localhost:")
+    before, after = raw.split("localhost: ")
     assert "\n" not in before
     assert displayed(f"{before}|") == ["|"], "the prompts come on an empty line"
     assert not progress.search(after)
-    _, question, declined, summary = displayed(raw)
+    scope, short_grace, question, declined, summary = displayed(raw)
+    assert (scope, short_grace) == (SCOPE, SHORT_GRACE)
     assert question.startswith("1 of 1: ")
     assert " declined: " in declined
     assert " 1201 users, " in summary
@@ -322,17 +351,17 @@ def test_the_progress_of_a_long_walk(tenant: Tenant) -> None:
 
     raw = table.read()
     assert progress.search(raw)
-    first, head, row, totals = displayed(raw)
-    assert first.startswith("localhost: ")
+    scope, short_grace, head, row, totals = displayed(raw)
+    assert (scope, short_grace) == (SCOPE, SHORT_GRACE)
     assert head.startswith("USERS")
-    assert re.fullmatch(r"ann +\+15550000000 +stamp: not tagged yet", row)
+    assert re.fullmatch(r"ann +\+15550000000 +never +stamp: not tagged yet", row)
     assert totals.startswith("1201 users, ")
 
     raw = aside.read()
     assert progress.search(raw)
     assert displayed(raw) == []
     assert not progress.search(ends["aside"][0])
-    assert len(ends["aside"][0].splitlines()) == 4
+    assert len(ends["aside"][0].splitlines()) == 5
 
     raw = journal.read()
     assert progress.search(raw)
@@ -362,6 +391,38 @@ def test_progress_never_passes_the_number_of_users(tenant: Tenant) -> None:
         assert len(shown) >= 2
         assert {total for _, total in shown} == {str(number)}
         assert all(int(seen) <= number for seen, _ in shown)
+
+
+def test_the_progress_of_the_writes(tenant: Tenant) -> None:
+    """Of the phones that are written to; it leaves nothing on the screen."""
+    for number in range(5):
+        tenant.add_phone(f"u{number}")
+        tenant.add_phone(f"u{number}", name="Kept")
+    tenant.slow(request=0.3)  # with all but the last write, more than a second
+    terminal = Terminal()
+    with start(tenant, stderr=terminal.theirs) as child:
+        assert child.wait(30) == 0
+    raw = terminal.read()
+    assert re.findall(r"\d+ of \d+", raw)[-1] == "5 of 5"
+    *stamped, summary = displayed(raw)
+    assert len(stamped) == 5
+    for line in stamped:
+        assert re.match(LOG + "stamped: phone ", line)
+    assert re.match(LOG + "5 users, 10 phones, ", summary)
+
+
+def test_a_rate_limit_that_is_waited_out_is_shown(tenant: Tenant) -> None:
+    """On a terminal, where a run has taken more than a second; then it is cleared."""
+    tenant.add_phone("ann")
+    tenant.fail("status", status=429, path="users$", times=2)
+    terminal = Terminal()
+    with start(tenant, stderr=terminal.theirs) as child:
+        assert child.wait(30) == 0
+    raw = terminal.read()
+    assert re.search(r"Duo's rate limit: waiting for \d s", raw)
+    stamped, summary = displayed(raw)
+    assert " stamped: " in stamped
+    assert " 1 user, 1 phone, " in summary
 
 
 def test_a_short_walk_shows_no_progress(tenant: Tenant) -> None:
@@ -417,10 +478,14 @@ def check_harmless(result: Result, begin: str) -> None:
     [
         pytest.param("-vv", LOG, id="log"),
         pytest.param(
-            "--no-force", LOG + r"|\d+ of \d+: |localhost: |y: ", id="prompts"
+            "--no-force",
+            LOG + rf"|\d+ of \d+: |{SCOPE}|{SHORT_GRACE}|y: ",
+            id="prompts",
         ),
         pytest.param(
-            "--dry-run -v", "localhost: |USERS |who|[0-9]+ users, ", id="table"
+            "--dry-run -v",
+            rf"{SCOPE}|{SHORT_GRACE}|USERS |who|\d+ users, ",
+            id="table",
         ),
         pytest.param("--json -v", '{"event"|' + LOG, id="journal"),
         pytest.param("--json --dry-run", '{"event"', id="journal of a dry run"),
@@ -507,6 +572,9 @@ def test_encodings(
 
 # Broken streams
 
+GONE_READER = "the reader of standard output has gone"
+"""The error where a pipe is closed at its other end."""
+
 
 def check_quiet_end(err: str, *expected: str) -> None:
     """Check that no error of Python's comes out, and an error line for each of these.
@@ -555,14 +623,16 @@ def test_without_a_journal_nothing_more_is_written(
 
 
 @pytest.mark.parametrize(
-    ("broken_at", "written"),
+    ("broken_at", "written", "done"),
     [
-        pytest.param("DELETE", ["DELETE"], id="at the first deletion"),
-        pytest.param("POST", ["DELETE", "POST"], id="at the first stamp"),
+        pytest.param("DELETE", ["DELETE"], "1 deleted", id="at the first deletion"),
+        pytest.param(
+            "POST", ["DELETE", "POST"], "1 stamped, 1 deleted", id="at the first stamp"
+        ),
     ],
 )
 def test_a_journal_whose_reader_leaves(
-    tenant: Tenant, broken_at: str, written: list[str]
+    tenant: Tenant, broken_at: str, written: list[str], done: str
 ) -> None:
     for name in (LONG_AGO, "", LONG_AGO, ""):
         tenant.add_phone("ann", name=name)
@@ -580,9 +650,31 @@ def test_a_journal_whose_reader_leaves(
         _, err = child.communicate(timeout=30)
     assert child.returncode == 1
     assert write_methods(tenant) == written
-    check_quiet_end(err, "standard output")
-    assert " 1 failed; " in err, "it is counted"
+    check_quiet_end(err, GONE_READER)
+    assert f" in limbo: {done}; " in err, "it has a line of its own, and is no number"
     assert err.endswith("; exit status 1\n")
+
+
+def test_a_table_whose_reader_leaves(tenant: Tenant) -> None:
+    """As head does: here, after the first two lines."""
+    tenant.add_phone("ann")
+    reader, writer = os.pipe()
+    shown: list[str] = []
+
+    def leave(_: Request) -> None:
+        shown.append(os.read(reader, 1000).decode())
+        os.close(reader)
+
+    tenant.on_request(leave)
+    with start(tenant, "--dry-run", stdout=writer) as child:
+        os.close(writer)
+        _, err = child.communicate(timeout=30)
+    assert child.returncode == 1
+    assert shown == [f"{SCOPE}\n{SHORT_GRACE}\n"]
+    error, summary = err.splitlines()
+    assert re.fullmatch(LOG + f"error: {GONE_READER}", error)
+    text = "1 user, 1 phone, 1 in limbo: 1 to stamp; 1 request"
+    assert re.fullmatch(LOG + text + SECONDS + "; exit status 1", summary)
 
 
 def test_a_journal_that_cannot_take_its_last_line(tenant: Tenant) -> None:
@@ -598,19 +690,27 @@ def test_a_journal_that_cannot_take_its_last_line(tenant: Tenant) -> None:
     ("argv", "summary"),
     [
         # The first line of a table comes before anything is read.
-        pytest.param(
-            ["-n"], "nothing was read: 1 failed; 0 requests, ", id="the table"
-        ),
+        pytest.param(["-n"], "nothing was read; 0 requests, ", id="the table"),
         pytest.param(
             ["-n", "--json"],
-            "1 user, 1 phone, 1 in limbo: 1 to stamp, 1 failed; 1 request, ",
+            "1 user, 1 phone, 1 in limbo: 1 to stamp; 1 request, ",
             id="JSON lines",
         ),
     ],
 )
-@pytest.mark.parametrize("streams", [">&-", ">/dev/full", "| :"])
+@pytest.mark.parametrize(
+    ("streams", "error"),
+    [
+        (">&-", "error: standard output cannot be written: it is closed"),
+        (
+            ">/dev/full",
+            "error: standard output cannot be written: No space left on device",
+        ),
+        ("| :", f"error: {GONE_READER}"),
+    ],
+)
 def test_a_dry_run_that_nobody_reads(
-    tenant: Tenant, streams: str, argv: list[str], summary: str
+    *, tenant: Tenant, streams: str, error: str, argv: list[str], summary: str
 ) -> None:
     tenant.add_phone("ann")
     if streams == "| :":
@@ -623,7 +723,7 @@ def test_a_dry_run_that_nobody_reads(
     with child:
         _, err = child.communicate(timeout=30)
     assert child.returncode == 1
-    check_quiet_end(err, "standard output")
+    check_quiet_end(err, error)
     assert f" {summary}" in err, "where it can be read"
 
 

@@ -25,8 +25,10 @@ from tests.support import (
     LONG_AGO,
     MINUTE,
     NOW,
+    SCOPE,
     SCRIPT,
     SET_UP,
+    SHORT_GRACE,
     STUCK,
     Result,
     Run,
@@ -69,29 +71,39 @@ class Question(NamedTuple):
     "question",
     [
         pytest.param(
-            Question({}, "stamp", f"not tagged yet, its name becomes {NOW}"),
+            Question(
+                {},
+                "stamp",
+                "last login never, not tagged yet, its name becomes a tag",
+            ),
             id="stamp",
         ),
         pytest.param(
-            Question({"name": STUCK}, "delete", "tagged 1 hour ago"),
+            Question({"name": STUCK}, "delete", "tagged 1 hour ago, last login never"),
             id="delete",
         ),
         pytest.param(
             Question(
-                {"name": str(NOW - 25 * MINUTE)}, "delete", "tagged 25 minutes ago"
+                {"name": str(NOW - 25 * MINUTE)},
+                "delete",
+                "tagged 25 minutes ago, last login never",
             ),
             id="minutes",
         ),
         pytest.param(
-            Question({"name": str(NOW - 3 * DAY - 1)}, "delete", "tagged 3 days ago"),
+            Question(
+                {"name": str(NOW - 3 * DAY - 1)},
+                "delete",
+                "tagged 3 days ago, last login never",
+            ),
             id="days",
         ),
         pytest.param(
             Question(
                 IN_USE,
                 "stamp",
-                "tagged 1 hour ago, in use since it was tagged, "
-                f"its name becomes {NOW}",
+                "tagged 1 hour ago, last login never, in use since its tag, "
+                "its name becomes a tag",
             ),
             id="stamp again",
         ),
@@ -99,41 +111,104 @@ class Question(NamedTuple):
             Question(
                 {"name": STUCK, **SET_UP},
                 "untag",
-                "tagged 1 hour ago, set up since it was tagged, its name becomes blank",
+                "tagged 1 hour ago, last login never, set up since its tag, "
+                "its name becomes blank",
                 argv=("--untag",),
             ),
             id="untag",
-        ),
-        pytest.param(
-            Question(
-                {"name": str(NOW + 1), **SET_UP},
-                "untag",
-                "set up since it was tagged, its name becomes blank",
-                argv=("--untag",),
-            ),
-            id="untag, future",
         ),
     ],
 )
 @pytest.mark.parametrize(
     ("number", "shown"),
     [
-        pytest.param("+15550000001", "+15550000001", id="phone"),
-        pytest.param("", "without number", id="tablet"),
+        pytest.param("+15550000001", "phone +15550000001", id="phone"),
+        pytest.param("", "tablet", id="tablet"),
     ],
 )
 def test_a_prompt_says_what_one_needs_to_decide(
     tenant: Tenant, run: Run, question: Question, number: str, shown: str
 ) -> None:
-    """What matters first."""
+    """What matters first; and no time that is not the one to be written."""
     tenant.add_phone("ann", number="1")
     phone_id = tenant.add_phone("bob", "cleo", number=number, **question.fields)
     tenant.add_phone("dan", name="Dan's")  # not to be asked about
     result = run("--no-force", *question.argv, stdin="n\nn\n")
     assert asked(result.err) == ["1 of 2", "2 of 2"]
     (line,) = [line for line in result.err.splitlines() if "2 of 2" in line]
-    what = f"{question.verb} bob, cleo's phone {shown}"
+    what = f"{question.verb} {shown} of bob, cleo"
     assert line == f"2 of 2: {what} ({question.about}, {phone_id})? [y/n/a/q] n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "first", "second"),
+    [
+        ([], SCOPE, SHORT_GRACE),
+        (
+            ["-g", "0", "--max-deletions", "1"],
+            "localhost: grace period 0 minutes, deletion limit 1 user",
+            SHORT_GRACE,
+        ),
+        (
+            ["-g", "16", "--max-deletions", "none"],
+            "localhost: grace period 16 minutes, deletion limit none",
+            SHORT_GRACE,
+        ),
+        (
+            ["-g", "17"],
+            "localhost: grace period 17 minutes, deletion limit 100 users",
+            "1 of 1: ",
+        ),
+    ],
+)
+def test_what_the_prompts_begin_with(
+    tenant: Tenant, run: Run, argv: list[str], first: str, second: str
+) -> None:
+    """A look at the wrong tenant, or a misspelt grace period, is seen at once."""
+    tenant.add_phone("ann", name=STUCK)
+    result = run("--no-force", *argv, stdin="n\n")
+    lines = result.err.splitlines()
+    assert lines[0] == first
+    assert lines[1].startswith(second)
+    assert asked(result.err) == ["1 of 1"]
+    assert (result.status, result.out) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("bob", "cleo", "shown"),
+    [
+        pytest.param(None, None, "never", id="never"),
+        pytest.param(None, NOW - 3 * DAY, "3 days ago", id="one of them"),
+        pytest.param(NOW - HOUR, NOW - 3 * DAY, "1 hour ago", id="both"),
+        pytest.param(NOW, None, "0 seconds ago", id="now"),
+        pytest.param(NOW + HOUR, None, "0 seconds ago", id="by a clock that is fast"),
+    ],
+)
+def test_a_prompt_tells_a_stuck_user_from_one_who_logs_in(
+    tenant: Tenant, run: Run, bob: int | None, cleo: int | None, shown: str
+) -> None:
+    """By the latest login of all who share the phone, also of those not asked for."""
+    tenant.add_user("bob", last_login=bob)
+    tenant.add_user("cleo", last_login=cleo)
+    tenant.add_phone("bob", "cleo", name=STUCK)
+    result = run("--no-force", "bob", stdin="n\n")
+    assert f" of bob, cleo (tagged 1 hour ago, last login {shown}, " in result.err
+
+
+def test_a_prompt_is_about_the_record_just_read(tenant: Tenant, run: Run) -> None:
+    """Number, users and last login may have changed since the walk."""
+    phone_id = tenant.add_phone("ann", number="+15550000007", name=STUCK)
+
+    def change() -> None:
+        tenant.phones[phone_id]["number"] = "+15550000008"
+        tenant.move_phone(phone_id, "ann", "bob")
+        tenant.change_user("ann", last_login=NOW - DAY)
+
+    when(tenant, "GET", phone_id, change)
+    result = run("--no-force", stdin="n\n")
+    facts = f"tagged 1 hour ago, last login 1 day ago, {phone_id}"
+    question = f"delete phone +15550000008 of ann, bob ({facts})? [y/n/a/q] n"
+    assert result.err.splitlines()[-1] == f"1 of 1: {question}"
 
 
 # What is answered
@@ -190,9 +265,9 @@ def test_all_and_quit(
     result = run("--no-force", "-v", stdin=answers)
     assert (result.status, names_of(tenant, *ids)) == (0, expected)
     assert len(asked(result.err)) == questions
-    scope, *lines, summary = result.err.splitlines()
+    scope, short_grace, *lines, summary = result.err.splitlines()
+    assert (scope, short_grace) == (SCOPE, SHORT_GRACE)
     assert len(lines) == questions + told
-    assert scope.startswith("localhost: ")
     assert " 3 users, 3 phones, 3 in limbo" in summary
     changed = [name for name in expected if name not in ("", STUCK)]
     assert len(writes(tenant)) == len(changed)
@@ -259,6 +334,12 @@ def test_what_cannot_be_decoded_is_asked_again(
 
 # Nobody answers
 
+NOBODY_ANSWERS = (
+    "no answer to a prompt, so nothing more is written: where nobody can answer, "
+    "leave out --no-force (DUO_FORCE=no)"
+)
+"""The error then."""
+
 
 @pytest.mark.parametrize(
     ("answers", "expected"),
@@ -278,7 +359,24 @@ def test_the_end_of_the_input_is_the_end_of_the_run(
     result = run("--no-force", stdin=answers)
     assert (result.status, names_of(tenant, *ids)) == (1, expected)
     error = result.err.splitlines()[-2]  # before the summary
-    assert error.endswith(" error: the input has ended: nothing more is written")
+    assert error.endswith(f" error: {NOBODY_ANSWERS}")
+
+
+def test_where_nobody_can_answer_the_error_says_what_to_leave_out(
+    tenant: Tenant,
+) -> None:
+    """As under cron, with a variable that is set for runs by hand."""
+    tenant.add_phone("ann")
+    with start(
+        tenant, "--json", env={"DUO_FORCE": "no"}, stdin=subprocess.DEVNULL
+    ) as child:
+        out, err = child.communicate(timeout=30)
+    result = Result(child.returncode, out, err)
+    assert result.status == 1
+    assert result.kinds == ["failed"]
+    assert result.events[0]["error"] == NOBODY_ANSWERS
+    assert f" error: {NOBODY_ANSWERS}\n" in err
+    assert writes(tenant) == []
 
 
 def test_the_end_of_the_input_is_no_matter_when_nothing_is_asked(
@@ -318,8 +416,7 @@ def test_an_input_that_cannot_be_read_is_the_end_of_the_run(
         if lost == "a closed file":
             stdin.close()
         assert duo_phone_cleanup.main(["--no-force"]) == 1
-    told = "error: the input has ended: nothing more is written"
-    assert told in capsys.readouterr().err
+    assert f" error: {NOBODY_ANSWERS}\n" in capsys.readouterr().err
     assert tenant.phones[phone]["name"] == ""
 
 
@@ -468,6 +565,53 @@ def test_a_phone_that_changes_meanwhile_is_left_alone(
     (line,) = [each for each in result.err.splitlines() if f" {event}: " in each]
     assert phone_id in line
     assert len(asked(result.err)) == 1, "nothing is asked about what has changed"
+
+
+MOVED = [
+    pytest.param({}, ["bob"], id="to stamp, to another user"),
+    pytest.param({"name": STUCK}, ["bob"], id="to delete, to another user"),
+    pytest.param({"name": STUCK}, ["cleo"], id="to delete, one user fewer"),
+    pytest.param({"name": STUCK}, [], id="to delete, to nobody"),
+    pytest.param({"name": STUCK, **SET_UP}, ["bob"], id="to untag, to another user"),
+]
+
+
+@pytest.mark.parametrize(("fields", "users"), MOVED)
+@pytest.mark.parametrize("at", ["its own prompt", "another's prompt", "after all"])
+def test_a_phone_that_moves_to_somebody_else_meanwhile_is_left_alone(
+    tenant: Tenant, converse: Converse, at: str, fields: Record, users: list[str]
+) -> None:
+    """Who answers has been asked about somebody else."""
+    if at != "its own prompt":
+        tenant.add_phone("first")
+    phone_id = tenant.add_phone("ann", "cleo", **fields)
+
+    def move() -> None:
+        tenant.move_phone(phone_id, *users)
+
+    if at == "its own prompt":
+        result = converse((move, "y"))
+    elif at == "another's prompt":
+        result = converse((move, "y"), (nothing, "y"))
+    else:
+        result = converse((move, "a"))
+    assert result.status == 0
+    assert [r for r in writes(tenant) if phone_of(r) == phone_id] == []
+    assert result.kinds[-1] == "changed"
+    assert result.events[-2]["phone_id"] == phone_id
+    assert len(asked(result.err)) == 1, "nothing is asked about what has changed"
+
+
+def test_a_user_who_is_told_of_in_a_prompt_must_still_have_the_phone(
+    tenant: Tenant, converse: Converse
+) -> None:
+    """One more since the walk is in the question; and has gone when it is answered."""
+    phone_id = tenant.add_phone("ann", name=STUCK)
+    when(tenant, "GET", phone_id, lambda: tenant.move_phone(phone_id, "ann", "bob"))
+    result = converse((lambda: tenant.move_phone(phone_id, "ann"), "y"))
+    assert " of ann, bob (" in result.err
+    assert (result.status, result.kinds) == (0, ["changed"])
+    assert writes(tenant) == []
 
 
 def test_no_to_a_stamp_never_leads_to_a_deletion(

@@ -23,11 +23,14 @@ from typing import IO, Any, NamedTuple
 
 import pytest
 
+import duo_phone_cleanup
 from tests.simulation.tenant import Record, Request, Tenant
 from tests.support import (
     HOUR,
     NOW,
+    SCOPE,
     SCRIPT,
+    SHORT_GRACE,
     SIGNALS,
     STUCK,
     Number,
@@ -91,6 +94,16 @@ def read_until(text: str, read: Callable[[], str]) -> None:
         told += more
 
 
+@contextlib.contextmanager
+def blocked(*numbers: Number) -> Iterator[None]:
+    """Block signals in this thread, and in a process that is started here."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Silence(NamedTuple):
     """From when on nothing is answered."""
 
@@ -117,12 +130,18 @@ THE_FIRST_READ = Silence("the first read", READ, READ, [])
 ANOTHER_READ = Silence(
     "another read", {"method": "GET", "path": "phones/DPBOB"}, WRITE, ["stamped"]
 )
-THE_DELETION = Silence("the deletion", DELETION, DELETION, ["stamped", "deleting"])
+# A write that has no answer by then fails: it may still be carried out.
+THE_DELETION = Silence(
+    "the deletion",
+    DELETION,
+    DELETION,
+    ["stamped", "deleting", "failed"],
+)
 ANOTHER_STAMP = Silence(
     "another stamp",
     {**WRITE, "after": 1},
     {**WRITE, "count": 2},
-    ["stamped", "deleting", "deleted"],
+    ["stamped", "deleting", "deleted", "failed"],
 )
 
 
@@ -257,6 +276,25 @@ def test_a_signal_that_is_ignored_stays_ignored(tenant: Tenant, number: Number) 
 
 
 @pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("argv", [[], ["--no-force"]], ids=["silence", "a prompt"])
+def test_signals_that_whoever_started_the_program_has_blocked(
+    tenant: Tenant, argv: list[str], number: Number
+) -> None:
+    """They stay blocked over exec; SIGALRM is what breaks off a wait."""
+    tenant.add_phone("ann")
+    if not argv:
+        tenant.fail("hang", path="phones/", times=None)
+    with blocked(*SIGNALS, signal.SIGALRM), running(tenant, *argv) as child:
+        tenant.wait_for(path="phones/")
+        if argv:
+            stderr = child.stderr
+            assert stderr
+            # Not line by line: no line ends with the question.
+            read_until("[y/n/a/q]", lambda: stderr.read(1))
+        end(child, number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
 def test_before_the_run(tenant: Tenant, tmp_path: Path, number: Number) -> None:
     """While the settings are read: here the key, from a pipe that nobody writes to."""
     pipe = tmp_path / "key"
@@ -338,7 +376,8 @@ def test_signals_to_this_process(
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("GET", "users$"), ("GET", "phones/"), ("DELETE", "phones/")]
+    ("method", "path"),
+    [("GET", "users$"), ("GET", "phones/"), ("POST", "phones/"), ("DELETE", "phones/")],
 )
 def test_a_signal_just_before_a_wait(
     tenant: Tenant, run: Run, method: str, path: str
@@ -350,12 +389,51 @@ def test_a_signal_just_before_a_wait(
             signal.raise_signal(TERM)
 
     tenant.add_phone("ann", name=STUCK)
+    tenant.add_phone("bob")
     tenant.on_request(tell)
     tenant.fail("hang", method=method, path=path, times=None)
     began = time.monotonic()
     result = run("--json", "--timeout", "20")
     assert time.monotonic() - began < 5
     assert (result.status, result.summary["exit_status"]) == (143, 143)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+    ("argv", "method", "path"),
+    [
+        pytest.param([], "GET", "users$", id="listing"),
+        pytest.param(["ann"], "GET", "users$", id="look-up"),
+        pytest.param([], "GET", "phones/", id="read"),
+        pytest.param([], "POST", "phones/", id="write"),
+    ],
+)
+def test_a_signal_that_does_not_interrupt_a_pause(
+    *,
+    tenant: Tenant,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    argv: list[str],
+    method: str,
+    path: str,
+    status: int,
+) -> None:
+    """It comes when the pause has begun, and another thread takes it."""
+    monkeypatch.setattr(duo_phone_cleanup, "RETRY_PAUSE_SECONDS", 30)
+    later = threading.Timer(0.5, signal.raise_signal, [TERM])
+
+    def tell(request: Request) -> None:
+        if request.method == method and re.search(path, request.path):
+            later.start()
+
+    tenant.add_phone("ann")
+    tenant.on_request(tell)
+    tenant.fail("status", method=method, path=path, status=status)
+    began = time.monotonic()
+    result = run("--json", *argv)
+    assert time.monotonic() - began < 5
+    assert (result.status, result.summary["exit_status"]) == (143, 143)
+    later.join()
 
 
 class StalledStderr(io.StringIO):
@@ -417,8 +495,8 @@ def test_no_row_of_a_table_is_told_after_the_summary(
         return NOW
 
     assert run("--dry-run", now=clock).status == 143
-    first, line = stdout.getvalue().splitlines()
-    assert first.startswith("localhost: ")
+    scope, short_grace, line = stdout.getvalue().splitlines()
+    assert (scope, short_grace) == (SCOPE, SHORT_GRACE)
     assert ": 1 to stamp; " in line
     assert line.endswith("; exit status 143")
 
@@ -439,7 +517,7 @@ def test_no_event_is_told_after_the_summary(
     tenant.fail("hang", method="DELETE", before=False)
     with threads_left_behind() as late:
         result = run("-vv", "--json")
-    assert (result.status, result.kinds) == (143, ["deleting"])
+        assert (result.status, result.kinds) == (143, ["deleting", "failed"])
     tenant.release()
     wait_for_threads(late)
     assert tenant.phone(phone) is None

@@ -139,7 +139,10 @@ CASES: list[tuple[str, Record, Verdict | None]] = [
     ("another platform, tagged", {"platform": "Unknown", **OLD}, Verdict.UNTAG),
     ("no platform, tagged", {"platform": MISSING, **OLD}, Verdict.UNTAG),
     ("set up, tagged now", {**SET_UP, "name": str(NOW)}, Verdict.UNTAG),
-    ("set up, tag to come", {**SET_UP, **TO_COME}, Verdict.UNTAG),
+    ("set up, tagged a second from now", {**SET_UP, "name": str(NOW + 1)}, None),
+    ("set up, tag to come", {**SET_UP, **TO_COME}, None),
+    ("set up, named by another number", {**SET_UP, "name": "2125551234"}, None),
+    ("set up, unreadable", {**SET_UP, **OLD, "last_seen": "junk"}, Verdict.UNTAG),
     # whether it was in use since it was tagged
     ("in use since", {**OLD, "last_seen": NOW - HOUR + 1}, Verdict.STAMP_AGAIN),
     ("in use now", {**OLD, "last_seen": NOW}, Verdict.STAMP_AGAIN),
@@ -319,14 +322,14 @@ def test_the_table_has_every_verdict() -> None:
 @pytest.mark.parametrize("each", Verdict, ids=lambda each: str(each.name))
 def test_what_a_verdict_does(each: Verdict) -> None:
     """Its verb alone says whether anything is written; only DELETE deletes."""
-    done = {
-        "untag": ("untagged", True),
-        "stamp": ("stamped", True),
-        "delete": ("deleted", True),
-        "keep": ("named", False),
-        "wait": ("waiting", False),
+    writes = {
+        "untag": True,
+        "stamp": True,
+        "delete": True,
+        "keep": False,
+        "wait": False,
     }
-    assert (each.done, each.writes) == done[each.verb]
+    assert each.writes is writes[each.verb]
     assert (each.verb == "delete") is (each is Verdict.DELETE)
     reasons = [other.reason for other in Verdict]
     assert reasons.count(each.reason) == 1
@@ -546,8 +549,9 @@ def test_of_any_record_only_a_limbo_phone_with_an_old_tag_is_deleted(
         assert (int(name) > now) is (said is Verdict.FUTURE)
         assert int(name) > now - grace * MINUTE
     elif said is Verdict.UNTAG:
-        assert digits
         assert not limbo_phone
+        assert digits
+        assert int(name) <= now
     else:
         assert said is None
         assert not limbo_phone
@@ -565,6 +569,18 @@ def test_a_persons_name_is_kept_whatever_else_the_record_says(
 ) -> None:
     said = verdict({**record, "name": name, "number": NUMBER}, now, 0)
     assert said in (Verdict.NAMED, None)
+
+
+@PATIENT
+@given(record=records(), now=SECONDS, later=st.integers(1, 10**9), grace=GRACES)
+@example(dict(SET_UP), NOW, 2125551234 - NOW, GRACE)
+def test_ten_digits_in_the_future_are_nothing_to_untag_or_delete(
+    record: Record, now: int, later: int, grace: int
+) -> None:
+    """No run can have written them: they are a number of another phone, perhaps."""
+    phone = {**record, "name": str(now + later)}
+    said = verdict(phone, now, grace)
+    assert said in (None, Verdict.FUTURE, Verdict.NAMED)
 
 
 @PATIENT
@@ -648,6 +664,16 @@ def test_no_name_of_a_person_ends_a_run_or_is_changed(tenant: Tenant, run: Run) 
     assert [each["name"] for each in tenant.phones.values()][:-1] == (
         NAMES_OF_PEOPLE + NOT_EVEN_TEXT
     )
+
+
+def test_a_phone_that_is_named_by_a_telephone_number_stays_so(
+    tenant: Tenant, run: Run
+) -> None:
+    """Ten digits read as a time after 2033, and are no tag of any run."""
+    phone = tenant.add_phone("ann", name="2125551234", **SET_UP)
+    result = run("--json", "--untag")
+    assert (result.status, result.err, result.kinds) == (0, "", [])
+    assert tenant.phones[phone]["name"] == "2125551234"
 
 
 def test_a_phone_in_use_since_it_was_tagged_gets_a_fresh_grace_period(

@@ -23,6 +23,8 @@ from tests.support import (
     each_write,
     error_line,
     names,
+    phone_of,
+    when,
     write_methods,
     writes,
     written_phones,
@@ -212,7 +214,7 @@ def serve_pages(tenant: Tenant, ids: list[str], metadata: list[Any]) -> None:
 
     With the last of them also whatever is asked for at the same time or later.
     """
-    for number, (phone_id, said) in enumerate(zip(ids, metadata), 1):
+    for number, (phone_id, said) in enumerate(zip(ids, metadata)):
         user = {"username": f"u{number}", "phones": [tenant.phone(phone_id)]}
         fault = tenant.fail("answer", path="users", response=[user], metadata=said)
     fault.times = None
@@ -224,7 +226,6 @@ def serve_pages(tenant: Tenant, ids: list[str], metadata: list[Any]) -> None:
         pytest.param({}, id="missing"),
         pytest.param({"total_objects": None}, id="null"),
         pytest.param({"total_objects": 0}, id="0"),
-        pytest.param({"total_objects": 1}, id="1"),
         pytest.param({"total_objects": "3"}, id="text"),
     ],
 )
@@ -271,15 +272,78 @@ def test_a_listing_that_ends_too_early(
     tenant.populate(898)
     tenant.fail("end_early", path="users$", times=times)
     result = run("--json")
-    error, summary = result.err.splitlines()
-    assert error.endswith(" error: Duo's listing ends before its total")
-    assert "300 users, " in summary
-    assert ", 2 in limbo: 1 failed; 1 request, " in summary
+    line = error_line(result)
+    assert line.endswith(" error: Duo's user listing ends before its total")
+    assert result.kinds == ["failed"]
+    assert len(tenant.requests) == 1
+
+
+def test_a_later_page_that_ends_the_listing_too_early(tenant: Tenant, run: Run) -> None:
+    """What was read before is counted, and nothing is written."""
+    tenant.add_phone("ann", name=STUCK)
+    tenant.populate(899)
+    tenant.fail("end_early", path="users$", after=1, times=None)
+    result = run("--json")
+    error, _summary = result.err.splitlines()
+    assert error.endswith(" error: Duo's user listing ends before its total")
     assert (result.status, result.kinds) == (1, ["failed"])
     assert result.summary["users_seen"] == 300
-    assert result.summary["limbo"] == 2
-    assert result.summary["requests"] == 1
-    assert written_phones(tenant) == []
+    assert result.summary["limbo"] == 1
+    assert writes(tenant) == []
+
+
+ENDS = "error: Duo's user listing does not go on: next_offset"
+GOES_ON = "error: Duo's user listing goes on after its total"
+
+
+@pytest.mark.parametrize(
+    ("page", "told"),
+    [
+        pytest.param("empty", ENDS, id="empty pages"),
+        pytest.param("same", GOES_ON, id="the same page again and again"),
+    ],
+)
+@pytest.mark.parametrize("users", [1, 300, 301, 900])
+def test_a_listing_that_never_ends(
+    tenant: Tenant, run: Run, users: int, page: str, told: str
+) -> None:
+    tenant.add_phone("ann", name=STUCK)
+    tenant.populate(users - 1)
+    tenant.fail("endless", path="users$", page=page, times=50)  # that is enough
+    result = run("--json")
+    error, _summary = result.err.splitlines()
+    assert error.endswith(told)
+    assert (result.status, result.kinds) == (1, ["failed"])
+    assert writes(tenant) == []
+    assert len(tenant.requests) <= 4
+
+
+@pytest.mark.parametrize(
+    ("total", "following"),
+    [
+        pytest.param(1, 2, id="one past it"),
+        pytest.param(1, 300, id="a page past it"),
+        pytest.param(299, 300, id="past a total that is no whole page"),
+    ],
+)
+def test_an_offset_past_the_total(
+    tenant: Tenant, run: Run, total: int, following: int
+) -> None:
+    phone = tenant.add_phone("u0", name=STUCK)
+    serve_pages(tenant, [phone], [{"total_objects": total, "next_offset": following}])
+    assert error_line(run()).endswith(GOES_ON)
+    assert offsets(tenant) == [0]
+    assert writes(tenant) == []
+
+
+def test_duos_own_404_of_the_listing_has_a_hint(tenant: Tenant, run: Run) -> None:
+    """Its code is that of a phone that has gone; here it means another host."""
+    tenant.add_phone("ann", name=STUCK)
+    tenant.fail("status", path="users$", status=404, code=40401)
+    hint = "check --host (DUO_HOST) and HTTPS_PROXY"
+    line = error_line(run())
+    assert line.endswith(f" error: Duo answers 404 Resource not found: {hint}")
+    assert len(tenant.requests) == 1
 
 
 def test_at_most_four_pages_wait_for_a_slow_reader(tenant: Tenant, run: Run) -> None:
@@ -433,6 +497,76 @@ def test_a_server_that_ignores_the_question(
     assert written_phones(tenant) == [ids[1]]
     assert (result.summary["users_seen"], result.summary["limbo"]) == (1, 1)
     assert fault.hits == 1
+
+
+def test_a_look_up_may_count_all_users(tenant: Tenant, run: Run) -> None:
+    """Its total is no number of users to come."""
+    tenant.look_up_counts_all = True
+    tenant.populate(400)
+    phone = tenant.add_phone("ann", name=STUCK)
+    tenant.add_user("bob")
+    result = run("--json", "ann", "bob")
+    assert (result.status, result.err) == (0, "")
+    assert written_phones(tenant) == [phone]
+    assert result.summary["users_seen"] == 2
+
+
+def phones_read(tenant: Tenant) -> list[str]:
+    """The ids of the phones that were read by themselves."""
+    read = [each for each in tenant.requests if each.method == "GET"]
+    return [phone_of(each) for each in read if phone_of(each)]
+
+
+def test_each_phone_of_named_users_is_read_once_to_know_who_shares_it(
+    tenant: Tenant, run: Run
+) -> None:
+    """Not one that is in use, nor one of other users."""
+    shared = tenant.add_phone("ann", "bob", "cleo", name=STUCK)
+    kept = tenant.add_phone("ann", "dan", name="Ann's spare")
+    young = tenant.add_phone("bob", name=STAMPED)
+    tenant.add_phone("ann", **SET_UP)
+    tenant.add_phone("eve", name=STUCK)
+    result = run("--json", "--dry-run", "ann", "bob")
+    assert (result.status, result.err) == (0, "")
+    told = {each["phone_id"]: each["users"] for each in result.events[:-1]}
+    assert told == {
+        shared: ["ann", "bob", "cleo"],
+        kept: ["ann", "dan"],
+        young: ["bob"],
+    }
+    assert phones_read(tenant) == [shared, kept, young]
+
+
+def test_no_phone_is_read_in_a_dry_run_of_all_users(tenant: Tenant, run: Run) -> None:
+    """The listing has shown all who share it."""
+    tenant.add_phone("ann", "bob", name=STUCK)
+    assert run("--dry-run").status == 0
+    assert phones_read(tenant) == []
+
+
+def test_a_named_users_phone_that_has_just_gone(tenant: Tenant, run: Run) -> None:
+    """Between the look-up and the read that tells who shares it."""
+    phone = tenant.add_phone("ann", name=STUCK)
+    other = tenant.add_phone("ann", name=STUCK)
+    when(tenant, "GET", phone, lambda: tenant.phones.pop(phone))
+    result = run("--json", "ann")
+    assert (result.status, result.err) == (0, "")
+    assert result.outcomes == ["gone", "deleted"]
+    assert written_phones(tenant) == [other]
+
+
+def test_a_named_users_phone_whose_sharers_cannot_be_read(
+    tenant: Tenant, run: Run
+) -> None:
+    """Then the deletions cannot be counted, and nothing is written."""
+    tenant.add_phone("ann", name=STUCK)
+    phone = tenant.add_phone("ann", name=STUCK)
+    fault = tenant.fail("status", path=phone, times=None)
+    result = run("--json", "ann")
+    assert (result.status, result.kinds) == (1, ["failed"])
+    assert "503 Service Unavailable" in result.err
+    assert fault.hits == 3
+    assert writes(tenant) == []
 
 
 def test_a_name_that_nobody_bears_widens_nothing(tenant: Tenant, run: Run) -> None:
@@ -607,14 +741,15 @@ def test_an_odd_id_of_a_phone_in_use_is_no_concern(tenant: Tenant, run: Run) -> 
 @pytest.mark.parametrize("odd", [None, 7, True, "", [], {}, {"a": 1}], ids=repr)
 def test_fields_of_odd_types_do_no_harm(tenant: Tenant, run: Run, odd: Any) -> None:
     """The verdict needs a platform and a name; the rest is only shown."""
-    fields = ("number", "model", "type", "extension", "capabilities", "users")
+    fields = ("number", "model", "type", "extension", "capabilities")
     phone_id = tenant.add_phone("ann", name=STUCK, **dict.fromkeys(fields, odd))
     strange = [
         tenant.add_phone("ann", name=STUCK, platform=odd),
         tenant.add_phone("ann", name={"a": odd}),
     ]
-    for field in ("username", "user_id", "aliases", "alias1", "email", "groups"):
-        next(iter(tenant.users.values()))[field] = odd
+    (ann,) = tenant.users.values()
+    ann.update(dict.fromkeys(("username", "user_id", "aliases", "alias1"), odd))
+    ann.update(dict.fromkeys(("email", "groups", "last_login"), odd))
     tenant.add_user("bob", phones=None)
     tenant.add_user("cleo", phones=MISSING)
     result = run("--json", "-v")
@@ -622,3 +757,33 @@ def test_fields_of_odd_types_do_no_harm(tenant: Tenant, run: Run, odd: Any) -> N
     assert tenant.phone(phone_id) is None
     assert all(tenant.phone(each) for each in strange)
     assert not re.search("Traceback|Error", result.err)
+
+
+@pytest.mark.parametrize(
+    "users", [MISSING, None, 7, "ann", {}, [None], ["ann"], [[]]], ids=shown
+)
+@each_write
+def test_a_phone_that_does_not_tell_whose_it_is_is_left_alone(
+    tenant: Tenant, run: Run, write: Write, users: Any
+) -> None:
+    """It may be somebody else's by now. The others are done."""
+    odd = tenant.add_phone("ann", **write.fields)
+    good = tenant.add_phone("bob", **write.fields)
+    record = {**tenant.phones[odd], "users": users}
+    if users is MISSING:
+        del record["users"]
+    tenant.fail("answer", path=f"phones/{odd}", response=record, times=None)
+    result = run("--json", "--untag")
+    assert (result.status, result.outcomes) == (1, ["failed", write.event])
+    assert "Duo does not say whose phone this is" in result.err
+    assert written_phones(tenant) == [good]
+
+
+def test_a_phone_that_is_nobodys_any_more_is_left_alone(
+    tenant: Tenant, run: Run
+) -> None:
+    phone = tenant.add_phone("ann", name=STUCK)
+    when(tenant, "GET", phone, lambda: tenant.move_phone(phone))
+    result = run("--json")
+    assert (result.status, result.err, result.kinds) == (0, "", ["changed"])
+    assert writes(tenant) == []
