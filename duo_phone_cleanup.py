@@ -1133,12 +1133,10 @@ def shorten(text: str, width: int) -> str:
     text = " ".join(text.split())
     if columns(text) <= width:
         return text
-    shown = ""
-    for character in text:
-        if columns(shown + character) > width - 3:
-            break
-        shown += character
-    return shown + "..."
+    text = text[: width - 3]  # a character takes at least one column
+    while text and columns(text) > width - 3:
+        text = text[:-1]
+    return text + "..."
 
 
 def count(number: int, what: str) -> str:
@@ -1485,10 +1483,8 @@ class Report:
     def output_broke(self, broken: OutputBroken) -> None:
         """Report that an output cannot be written, where that can be read."""
         self.tally.not_in_summary += 1
-        try:
+        with suppress(OutputBroken):  # the other one, too
             self.fail(str(broken))
-        except OutputBroken as another:
-            self.output_broke(another)
 
     def facts(self, event: Event, phone: Phone | None) -> Record:
         """Return the fields that an event has in the JSON lines."""
@@ -1587,6 +1583,7 @@ class Report:
         widths = [max(map(columns, column)) for column in zip(*rows)]
         # The users have the columns that the others leave.
         terminal = shutil.get_terminal_size((TABLE_COLUMNS, 24)).columns
+        terminal = terminal or TABLE_COLUMNS  # Python 3.9: 0 if it is not known
         left = terminal - sum(width + 2 for width in widths[1:])
         widths[0] = min(widths[0], max(left, LEAST_COLUMNS_OF_USERS))
         for row, phone in zip(rows[1:], shown):
@@ -2053,9 +2050,10 @@ def is_long_name_with_one_dash(word: str) -> bool:
 
 def unknown_option(words: list[str], word: str) -> UsageError:
     """Return the error of a word that is no option, and not shown: it may be a key."""
-    text = "an argument is not an option"
-    if word in words:  # of -vX, argparse may give back -X
-        text = f"argument {words.index(word) + 1} is not an option"
+    text = "an argument is not an option"  # of -vX, argparse may give back -X
+    for number, each in enumerate(words, 1):
+        if each == word:
+            text = f"argument {number} is not an option"
     name = word.partition("=")[0]
     if not name.startswith("--"):
         name = f"-{name}"

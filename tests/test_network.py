@@ -6,15 +6,18 @@ import base64
 import contextlib
 import datetime
 import os
+import select
 import signal
 import socket
 import socketserver
 import ssl
+import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from http.client import HTTPSConnection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -727,3 +730,16 @@ def test_capitals_in_a_proxy_are_fine(
     assert " nothing was read: 1 failed; 0 requests, " in summary
     assert "SECRET" not in result.err
     assert tenant.requests == []
+
+
+def test_an_idle_connection_that_was_reset_is_not_silent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    theirs.close()
+    with ours:
+        select.select([ours], [], [], 10)
+        connection = HTTPSConnection("localhost")
+        connection.sock = ours
+        assert not duo_phone_cleanup.is_silent(connection)
