@@ -684,6 +684,19 @@ def test_a_file_in_a_folder_without_permission_is_named(
     assert result.err.endswith(f"): {path}: Permission denied (see --help)\n")
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read every file")
+@pytest.mark.parametrize("name", PATHS_SHOWN)
+def test_a_file_without_permission_is_named(
+    tenant: Tenant, run: Runs, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "file"
+    path.touch(0)
+    result = run(option(name), str(path))
+    assert_usage_error(tenant, result, name)
+    told = f"{path}: Permission denied (it belongs to {path.owner()})"
+    assert result.err.endswith(f"): {told} (see --help)\n")
+
+
 def test_ca_certs_may_not_be_a_pipe(tenant: Tenant, tmp_path: Path) -> None:
     """Nobody may ever write to it."""
     path = tmp_path / "pipe"

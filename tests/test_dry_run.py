@@ -203,6 +203,14 @@ def test_many_users_are_cut_with_their_number(tenant: Tenant, run: Run) -> None:
     assert max(map(columns, rows)) == 80, "they have what the other columns leave"
 
 
+def test_the_number_is_shown_where_nothing_else_fits(tenant: Tenant, run: Run) -> None:
+    """With the ids, there are nine columns for the users."""
+    add_all_kinds(tenant, "ann")
+    tenant.add_phone(*[f"user{number}" for number in range(1000)], name=STUCK)
+    rows = table(tenant, run, "-v", "--max-deletions", "none")
+    assert rows[-1].startswith("... (1000)")
+
+
 def test_a_long_name_is_cut_without_a_number(tenant: Tenant, run: Run) -> None:
     """There is but one of it."""
     tenant.add_phone("x" * 300, name=STUCK)

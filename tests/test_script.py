@@ -40,11 +40,20 @@ def test_runs_as_a_module(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
-def test_help_that_nobody_reads_is_no_error(option: str) -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-    command = [sys.executable, str(SCRIPT), option]
-    result = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("where", ["a pipe", "/dev/full"])
+def test_help_that_nobody_reads_is_no_error(option: str, where: str) -> None:
+    if where == "a pipe":
+        reading, writing = os.pipe()
+        os.close(reading)
+    else:
+        writing = os.open(where, os.O_WRONLY)
+    result = subprocess.run(
+        [sys.executable, str(SCRIPT), option],
+        env=clean_environment(),
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     os.close(writing)
     assert (result.returncode, result.stderr) == (0, "")
 
