@@ -1,106 +1,260 @@
-"""The simulated years of tests/simulation/year.py, for a short while."""
+"""The simulated years of tests/simulation/year.py, for a short while.
+
+First with the program as it is; then with broken copies of it, each of which must be
+noticed.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 
 import duo_phone_cleanup
-from duo_phone_cleanup import OPTIONS, Phone, Record, Run, Verdict, read_tag, verdict
+from duo_phone_cleanup import (
+    UNANSWERED,
+    DuoAdmin,
+    Event,
+    Failure,
+    Journal,
+    Outputs,
+    Page,
+    Phone,
+    Record,
+    Run,
+    Verdict,
+    boot_seconds,
+    is_limbo,
+    read_tag,
+    verdict,
+)
 from tests.simulation.year import ZONES, live
 
 # A run that dies leaves its connections open.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
+SEEDS = range(4, 16)
+"""Of the years in which a broken copy must be noticed: it ends the first of them."""
+
 
 @pytest.mark.parametrize("seed", range(len(ZONES)))
 def test_a_year_in_which_every_promise_is_kept(seed: int) -> None:
     counts = live(seed, runs=40)
-    assert all(counts[what] for what in ("stamped", "deleted", "faults"))
+    for what in ("stamped", "deleted", "faults"):
+        assert counts[what]
 
 
-def activated_too(phone: Record, now: int, grace_period: int) -> object:
-    return verdict({**phone, "activated": False}, now, grace_period)
+def test_a_year_has_its_misfortunes() -> None:
+    counts = live(SEEDS[0])
+    for what in ("overlaps", "killed", "late", "cut off", "torn", "failed", "quiet"):
+        assert counts[what]
 
 
-def named_too(phone: Record, now: int, grace_period: int) -> object:
-    name = phone.get("name") if read_tag(phone) else ""
-    return verdict({**phone, "name": name}, now, grace_period)
+def live_until_noticed(noticed: str) -> None:
+    """Live through years; one of them has to fail with a message like this."""
+    with pytest.raises(AssertionError, match=noticed):
+        live_through(SEEDS)
 
 
-def in_use_too(phone: Record, now: int, grace_period: int) -> object:
-    return verdict({**phone, "last_seen": ""}, now, grace_period)
+def live_through(seeds: Iterable[int]) -> None:
+    for seed in seeds:
+        live(seed)
 
 
-def a_minute_early(phone: Record, now: int, grace_period: int) -> object:
-    says, later = (verdict(phone, at, grace_period) for at in (now, now + 60))
-    return later if says is Verdict.WAIT and later is Verdict.DELETE else says
+# Wrong verdicts
 
 
-def a_second_late(phone: Record, now: int, grace_period: int) -> object:
-    says, before = (verdict(phone, at, grace_period) for at in (now, now - 1))
-    return before if says is Verdict.DELETE else says
+def activated_too(record: Record, now: int, grace_period: int) -> Verdict | None:
+    return verdict({**record, "activated": False}, now, grace_period)
+
+
+def named_too(record: Record, now: int, grace_period: int) -> Verdict | None:
+    if read_tag(record) is None:
+        record = {**record, "name": ""}
+    return verdict(record, now, grace_period)
+
+
+def in_use_too(record: Record, now: int, grace_period: int) -> Verdict | None:
+    return verdict({**record, "last_seen": ""}, now, grace_period)
+
+
+def in_the_future_too(record: Record, now: int, grace_period: int) -> Verdict | None:
+    if not is_limbo(record) and read_tag(record) is not None:
+        return Verdict.UNTAG
+    return verdict(record, now, grace_period)
+
+
+def a_minute_early(record: Record, now: int, grace_period: int) -> Verdict | None:
+    decided = verdict(record, now, grace_period)
+    if decided is Verdict.WAIT:
+        return verdict(record, now + 60, grace_period)
+    return decided
+
+
+def a_second_late(record: Record, now: int, grace_period: int) -> Verdict | None:
+    decided = verdict(record, now, grace_period)
+    if decided is Verdict.DELETE:
+        return verdict(record, now - 1, grace_period)
+    return decided
 
 
 @pytest.mark.parametrize(
-    "wrong", [activated_too, named_too, in_use_too, a_minute_early, a_second_late]
+    "wrong",
+    [
+        activated_too,
+        named_too,
+        in_use_too,
+        in_the_future_too,
+        a_minute_early,
+        a_second_late,
+    ],
 )
-def test_a_year_with_a_wrong_verdict_is_noticed(
+def test_a_wrong_verdict_is_noticed(
     wrong: Callable[[Record, int, int], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(duo_phone_cleanup, "verdict", wrong)
-    with pytest.raises(AssertionError, match=r"was due|left after|not \{"):
-        list(map(live, range(1, 9)))
+    live_until_noticed(r"was due|left after|, not \{|failures: ")
 
 
-def blind(run: Run, phone: Phone) -> str:
-    recheck(run, phone)
-    return ""
+# Wrong reads and writes
+
+read_again = Run.read_again
+still_stands = Run.still_stands
+deal_with = Run.deal_with
+plan = Run.plan
+rename = Run.rename
+ask_for_users = DuoAdmin._ask_for_users
+write_json = Outputs.write_json
 
 
-def forgotten(path: str) -> Callable[[str], None]:
-    return lambda _: None
+def test_a_stale_read_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duo_phone_cleanup, "READ_VALID_SECONDS", 10**6)
+    live_until_noticed("s before")
 
 
-def glued(path: str) -> Callable[[str], object]:
-    file = vars(duo_phone_cleanup)["os"].open(
-        path, os.O_WRONLY | os.O_APPEND | os.O_CREAT
-    )
-    return lambda line: os.write(file, f"{line}\n".encode())
+def test_a_clock_that_sleeps_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def awake_seconds() -> Any:
+        return vars(duo_phone_cleanup)["time"].monotonic()
+
+    monkeypatch.setattr(duo_phone_cleanup, "boot_seconds", awake_seconds)
+    live_until_noticed("s before")
 
 
-def journal(wrong: Callable[[str], object]) -> Record:
-    """OPTIONS, where --journal is opened wrong."""
-    right = duo_phone_cleanup.to_journal
-    return {
-        title: [
-            (row[0], wrong if row[1] is right else row[1], *row[2:]) for row in rows
-        ]
-        for title, rows in OPTIONS.items()
-    }
+def test_a_read_without_eyes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def blind(run: Run, phone: Phone) -> None:
+        read_again(run, phone)
+        phone.read_sent = boot_seconds()
+        phone.read_at = run.now()
+
+    monkeypatch.setattr(Run, "read_again", blind)
+    live_until_noticed("was due|with the tag")
 
 
-recheck = Run.recheck
-
-
-@pytest.mark.parametrize(
-    ("where", "name", "wrong", "noticed"),
-    [
-        (duo_phone_cleanup, "FRESH", 1e9, "s before"),
-        (Run, "recheck", blind, "was due|with the tag"),
-        (duo_phone_cleanup, "OPTIONS", journal(forgotten), "not in the journal"),
-        (duo_phone_cleanup, "OPTIONS", journal(glued), "not in the journal"),
-    ],
-)
-def test_a_year_with_a_wrong_run_is_noticed(
-    where: object,
-    name: str,
-    wrong: object,
-    noticed: str,
+def test_a_write_to_a_phone_that_has_moved_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(where, name, wrong)
-    with pytest.raises(AssertionError, match=noticed):
-        list(map(live, range(1, 9)))
+    def anybodys(run: Run, phone: Phone, record: Record, now: int) -> bool:
+        phone.users = []
+        return still_stands(run, phone, record, now)
+
+    monkeypatch.setattr(Run, "still_stands", anybodys)
+    live_until_noticed("moved to")
+
+
+def test_a_forgotten_write_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgetful(run: Run, phone: Phone, first_read: Any) -> Event:
+        try:
+            return deal_with(run, phone, first_read)
+        except Failure as failure:
+            if UNANSWERED in str(failure):
+                return Event.CHANGED
+            raise
+
+    monkeypatch.setattr(Run, "deal_with", forgetful)
+    live_until_noticed("told changed")
+
+
+def test_a_deletion_by_somebody_else_told_as_its_own_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def boastful(run: Run, phone: Phone, first_read: Any) -> Event:
+        event = deal_with(run, phone, first_read)
+        if event is Event.GONE:
+            return Event.DELETED
+        return event
+
+    monkeypatch.setattr(Run, "deal_with", boastful)
+    live_until_noticed("not deleted")
+
+
+# Wrong runs
+
+
+def test_a_limit_of_phones_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def by_phones(run: Run, found: list[Phone]) -> list[Phone]:
+        due = [phone for phone in found if phone.verdict is Verdict.DELETE]
+        limit = run.settings.max_deletions
+        if limit is None or len(due) <= limit:
+            return found
+        return plan(run, found)
+
+    monkeypatch.setattr(Run, "plan", by_phones)
+    live_until_noticed("users lose a phone")
+
+
+def test_a_walk_that_ends_early_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def credulous(duo: DuoAdmin, params: dict[str, str]) -> Page:
+        page = ask_for_users(duo, params)
+        if page.next_offset is None:
+            page = page._replace(total=0)
+        return page
+
+    monkeypatch.setattr(DuoAdmin, "_ask_for_users", credulous)
+    live_until_noticed("the walk has not ended")
+
+
+def test_a_run_that_does_not_give_up_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(duo_phone_cleanup, "MAX_FAILED_IN_A_ROW", 100)
+    live_until_noticed("goes on after")
+
+
+# Wrong journals
+
+
+def test_a_journal_without_lines_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Journal, "write", lambda *_: None)
+    live_until_noticed("not in the journal")
+
+
+def test_a_line_glued_to_a_torn_one_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def glue(journal: Journal, line: str) -> None:
+        os.write(journal.file, f"{line}\n".encode())
+
+    monkeypatch.setattr(Journal, "write", glue)
+    live_until_noticed("not in the journal")
+
+
+def test_a_line_that_is_not_on_the_disk_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unsynced(outputs: Outputs, facts: Record, *, to_disk: bool = False) -> None:
+        write_json(outputs, facts)
+
+    monkeypatch.setattr(Outputs, "write_json", unsynced)
+    live_until_noticed("not in the journal")
+
+
+def test_a_record_of_what_came_after_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def rename_both(run: Run, phone: Phone, name: str) -> Event:
+        event = rename(run, phone, name)
+        phone.record = {**phone.record, "name": name}
+        return event
+
+    monkeypatch.setattr(Run, "rename", rename_both)
+    live_until_noticed("no longer")
