@@ -85,7 +85,6 @@ os._exit(program.main(argv, clock=lambda: float(now)))
 """
 BYTES_A_LINE = 400  # of a journal, or about that
 
-
 start = duo_phone_cleanup.start
 ahead = duo_phone_cleanup.ahead
 
@@ -403,10 +402,10 @@ class Year:
             "stderr": attempt.err,
         }
         threads = set(threading.enumerate())
-        with (
-            mock.patch.multiple(sys, **streams),
-            mock.patch.multiple(duo_phone_cleanup, **self.constants(attempt)),
-        ):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(mock.patch.multiple(sys, **streams))
+            constants = self.constants(attempt)
+            stack.enter_context(mock.patch.multiple(duo_phone_cleanup, **constants))
             try:
                 attempt.status = duo_phone_cleanup.main(argv, clock=clock)
             except Killed:
@@ -512,12 +511,6 @@ class Year:
     # What the program takes for the module time; of a process this is the real one.
 
     def clock_gettime(self, which: int) -> float:
-        return self.show(self.clock.boot, which)
-
-    def monotonic(self) -> float:
-        return self.show(self.clock.monotonic, time.CLOCK_MONOTONIC)
-
-    def show(self, shown: Any, which: int) -> float:
         attempt = self.running[-1]
         if attempt.dead:
             raise Killed
@@ -526,7 +519,10 @@ class Year:
         self.meanwhile(attempt, attempt.phone_id, 0.05)  # it may be stopped here
         if which == time.CLOCK_MONOTONIC:
             return self.clock.monotonic()
-        return float(shown())
+        return self.clock.boot()
+
+    def monotonic(self) -> float:
+        return self.clock_gettime(time.CLOCK_MONOTONIC)
 
     def sleep(self, seconds: float) -> None:
         attempt = self.running[-1]
