@@ -776,8 +776,10 @@ class DuoAdmin(duo_client.Admin):
             self._close_unusable()
             while len(self._idle) < CONNECTIONS_READY:
                 self.stop.check()
-                connection = self._limited(self._dial)
-                self._put_back(connection, True)
+                self._limited(self._add_connection)
+
+    def _add_connection(self) -> None:
+        self._put_back(self._dial(), True)
 
     def _dial(self) -> HTTPSConnection:
         # Not duo_client's class: it sends a proxy's name as the TLS server name, and

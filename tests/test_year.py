@@ -147,8 +147,9 @@ def test_a_clock_that_sleeps_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_read_without_eyes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def blind(run: Run, phone: Phone) -> None:
+        sent = boot_seconds()
         read_again(run, phone)
-        phone.read_sent = boot_seconds()
+        phone.read_sent = sent
         phone.read_at = run.now()
 
     monkeypatch.setattr(Run, "read_again", blind)
