@@ -1792,8 +1792,8 @@ def to_tls_context(path: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # which verifies, always
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        if not Path(path).is_file():  # a pipe could keep the program waiting
-            raise OSError("expected a file that exists")
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise OSError("expected a regular file")  # a pipe could keep it waiting
         context.load_verify_locations(path)
     except OSError as error:
         raise ValueError(about_file(path, error)) from None

@@ -603,11 +603,11 @@ def test_two_sources_of_the_key_at_one_level_are_a_usage_error(
         ("journal", ".", "Is a directory"),
         ("journal", "text/duo.jsonl", "Not a directory"),
         ("journal", "/dev/null", "expected a regular file (--json serves a pipe)"),
-        ("ca_certs", "~/ca.pem", "expected a file that exists"),
-        ("ca_certs", ".", "expected a file that exists"),
-        ("ca_certs", "/dev/null", "expected a file that exists"),
+        ("ca_certs", "~/ca.pem", "No such file or directory"),
+        ("ca_certs", ".", "expected a regular file"),
+        ("ca_certs", "/dev/null", "expected a regular file"),
         ("ca_certs", "text", "no certificate or crl found"),
-        ("ca_certs", "a\nb", "expected a file that exists"),
+        ("ca_certs", "a\nb", "No such file or directory"),
     ],
 )
 def test_a_file_that_is_wrong_is_named(
@@ -708,7 +708,7 @@ def test_ca_certs_may_not_be_a_pipe(tenant: Tenant, tmp_path: Path) -> None:
             child.kill()
     result = Result(child.returncode, out, err)
     assert_usage_error(tenant, result, "ca_certs")
-    assert f": {path}: expected a file that exists " in err
+    assert f": {path}: expected a regular file " in err
 
 
 def test_wrong_settings_are_found_before_the_journal_is_opened(
