@@ -1135,7 +1135,7 @@ def shorten(text: str, width: int) -> str:
     text = " ".join(text.split())
     if columns(text) <= width:
         return text
-    text = text[: width - 3]  # a character takes at least one column
+    text = text[: max(0, width - 3)]  # a character takes at least one column
     while text and columns(text) > width - 3:
         text = text[:-1]
     return text + "..."
@@ -2043,9 +2043,7 @@ def is_long_name_with_one_dash(word: str) -> bool:
     """
     name, equals, _ = word.partition("=")
     switches = [option.short[1:] for option in ALL_OPTIONS if not option.metavar]
-    if re.fullmatch(f"-[h{''.join(switches)}]+", name):
-        return bool(equals)
-    if re.fullmatch("-[A-Za-z]", name):
+    if re.fullmatch(f"-([A-Za-z]|[h{''.join(switches)}]+)", name):
         return bool(equals)
     return re.fullmatch("-[A-Za-z][a-z_-]+", name) is not None
 
