@@ -7,7 +7,7 @@ PYTHON = python3
 VENV = .venv
 TESTS =
 ARGS =
-PARALLEL = -n 3
+PARALLEL = -n 4 --dist worksteal
 COVERAGE = $(if $(TESTS)$(ARGS),,--cov)
 
 BIN = $(VENV)/bin

@@ -181,7 +181,13 @@ UNTAG = Write(
     "untag", "POST", "untagged", {"name": STUCK, **SET_UP}, {"name": "Ann's phone"}
 )
 WRITES = [STAMP, DELETION, UNTAG]
-each_write = pytest.mark.parametrize("write", WRITES, ids=lambda write: write.name)
+
+
+def name_of_write(write: Write) -> str:
+    return write.name
+
+
+each_write = pytest.mark.parametrize("write", WRITES, ids=name_of_write)
 
 
 class OneOfEach:

@@ -23,9 +23,9 @@ CLONE_NEWNET = 0x40000000
 SIOCSIFFLAGS = 0x8914
 IFF_UP = 1
 
-OUTAGE_SECONDS = 5
-AFTERWARDS_SECONDS = 2
-"""In which the kernel would try again: it does so after 0.2, 0.6, 1.4, 3 and 6.2 s."""
+OUTAGE_SECONDS = 2.5
+AFTERWARDS_SECONDS = 1.5
+"""In which the kernel would try again: it does so after 0.2, 0.6, 1.4 and 3 s."""
 
 
 def set_link(flags: int) -> None:

@@ -398,7 +398,7 @@ def test_the_progress_of_the_writes(tenant: Tenant) -> None:
     for number in range(5):
         tenant.add_phone(f"u{number}")
         tenant.add_phone(f"u{number}", name="Kept")
-    tenant.slow(request=0.3)  # with all but the last write, more than a second
+    tenant.slow(request=0.2)  # with all but the last write, more than a second
     terminal = Terminal()
     with start(tenant, stderr=terminal.theirs) as child:
         assert child.wait(30) == 0
