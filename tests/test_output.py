@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import select
 import sys
 import threading
 import time
@@ -263,6 +264,7 @@ def answered(terminal: Terminal, answer: bytes) -> str:
     """Wait for the question and answer it; give what was written before."""
     written = b""
     while b"? [y/n/a/q] " not in written:
+        assert select.select([terminal.ours], [], [], 20)[0]
         written += os.read(terminal.ours, 65536)
     os.write(terminal.ours, answer)
     return written.decode()

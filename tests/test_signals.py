@@ -256,7 +256,8 @@ def test_signals_that_do_not_stop(tenant: Tenant) -> None:
     tenant.fail("hang", times=None)
     with running(tenant) as child:
         tenant.wait_for()
-        while child.poll() is None:
+        deadline = time.monotonic() + 5
+        while child.poll() is None and time.monotonic() < deadline:
             child.send_signal(INT)
             time.sleep(0.0005)
         end(child, INT)
@@ -331,6 +332,7 @@ def test_a_signal_while_nobody_reads_the_output(
         try:
             stream = getattr(child, output)
             while waiting(stream) < 60_000:  # a pipe holds 64 KiB
+                assert child.poll() is None
                 time.sleep(0.01)
             began = time.monotonic()
             child.send_signal(signal.SIGTERM)
