@@ -389,7 +389,7 @@ class Run:
             if phone.is_unanswered():
                 raise Failure(failure.kind, f"{failure}; {UNANSWERED}") from None
             raise
-        except Stopped:
+        except (Stopped, OutputBroken):
             if phone.is_unanswered():
                 self.report.fail(UNANSWERED, phone)
             raise

@@ -700,11 +700,9 @@ def test_without_a_journal_nothing_more_is_written(
         assert result.summary["exit_status"] == 1
 
 
-def test_a_disk_that_is_full_when_a_phone_has_been_deleted(
-    tenant: Tenant, run: Run, path: Path
-) -> None:
-    """Standard output has the lines that the file does not."""
-    add_two(tenant)
+@contextlib.contextmanager
+def disk_full_at_a_deletion(tenant: Tenant, path: Path) -> Iterator[None]:
+    """Let files grow no more once a deletion has arrived."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(request: Request) -> None:
@@ -714,15 +712,42 @@ def test_a_disk_that_is_full_when_a_phone_has_been_deleted(
 
     tenant.on_request(fill)
     try:
-        result = run("--journal", str(path), "--json")
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_is_full_when_a_phone_has_been_deleted(
+    tenant: Tenant, run: Run, path: Path
+) -> None:
+    """Standard output has the lines that the file does not."""
+    add_two(tenant)
+    with disk_full_at_a_deletion(tenant, path):
+        result = run("--journal", str(path), "--json")
     assert result.status == 1
     assert write_methods(tenant) == ["DELETE"]
     assert kinds(path) == ["deleting"]
     assert result.kinds == ["deleting", "deleted", "failed"]
     assert result.events[2]["error"] == NOT_WRITTEN
     assert (result.summary["deleted"], result.summary["exit_status"]) == (1, 1)
+
+
+def test_a_disk_that_is_full_when_a_deletion_is_tried_again(
+    tenant: Tenant, run: Run, path: Path
+) -> None:
+    """The first one may still be carried out: that is told, too."""
+    phone = tenant.add_phone("ann", name=STUCK)
+    tenant.fail("reset_before", method="DELETE")
+    with disk_full_at_a_deletion(tenant, path):
+        result = run("--journal", str(path), "--json")
+    assert result.status == 1
+    assert write_methods(tenant) == ["DELETE"]
+    assert kinds(path) == ["deleting"]
+    assert result.kinds == ["deleting", "deleting", "failed", "failed"]
+    unanswered, broken = result.events[2:4]
+    assert unanswered["phone_id"] == phone
+    assert unanswered["error"].endswith("it may still be carried out")
+    assert broken["error"] == NOT_WRITTEN
 
 
 def test_a_journal_that_cannot_take_its_last_line(
