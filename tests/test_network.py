@@ -170,7 +170,7 @@ def test_a_connection_is_not_kept_after_an_interim_answer(
     ids = [tenant.add_phone(f"u{number}", name=STUCK) for number in range(4)]
     tenant.slow(request=0.1)
     tenant.fail("interim", method=method, path=ids[1])
-    run()
+    run("--no-force", stdin="y\n" * 4)  # one request at a time
     (unlucky,) = [
         request
         for request in tenant.requests
