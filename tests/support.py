@@ -231,7 +231,8 @@ def add_situations(tenant: Tenant) -> dict[str, str]:
 def add_outcomes(tenant: Tenant) -> dict[str, str]:
     """Add a phone for each thing that can become of one in good order; give their ids.
 
-    Two of them change when they are read for the second time.
+    Two of them change when they are read for the second time. One is untagged only with
+    --untag.
     """
     ids = {
         "stamped": tenant.add_phone("ann"),

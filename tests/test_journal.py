@@ -208,6 +208,7 @@ def test_what_is_left_alone_is_journaled_with_v_only(tenant: Tenant, run: Run) -
     assert result.summary["waiting"] == 1
     assert result.summary["named"] == 1
     assert result.err == ""
+    assert {"waiting", "named"} <= set(run("--json", "-v").kinds)
 
 
 def test_the_record_is_in_the_journal_before_it_is_deleted(
