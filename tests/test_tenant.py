@@ -73,7 +73,9 @@ def refused(call: Any, *args: Any, **params: Any) -> tuple[int, int, str]:
     with pytest.raises(RuntimeError) as info:
         call(*args, **params)
     error: Any = info.value
-    data = error.data if isinstance(error.data, dict) else json.loads(error.data)
+    data = error.data
+    if not isinstance(data, dict):
+        data = json.loads(data)
     assert data["stat"] == "FAIL"
     return error.status, data["code"], str(error)
 

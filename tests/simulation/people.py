@@ -176,7 +176,9 @@ class People:
         """Change the record of a phone; return what is true of it, to be changed."""
         shown = {}
         for key, value in fields.items():
-            shown[key] = "missing" if value is MISSING else value
+            shown[key] = value
+            if value is MISSING:
+                shown[key] = "missing"
         self.tell(phone_id, str(shown))
         with self.tenant.lock:
             record = {**self.tenant.phones[phone_id], **fields}

@@ -464,8 +464,10 @@ class Tenant:
                 fields: Record = {}
                 if owned == 0:
                     fields = nothing_yet[number % len(nothing_yet)]
+                last_login = None
                 ago = LOGGED_IN_AGO[number % len(LOGGED_IN_AGO)]
-                last_login = None if ago is None else now - ago
+                if ago is not None:
+                    last_login = now - ago
                 self.add_user(username, last_login=last_login, **fields)
                 for _ in range(owned):
                     self.add_phone(username, **next(chosen))
@@ -960,7 +962,7 @@ class Tenant:
             raise _Refusal(40401)
         kind, key = parts[1], unquote(parts[2] or "")
         self._check_method(request.method, kind, key)
-        records = self.users if kind == "users" else self.phones
+        records = {"users": self.users, "phones": self.phones}[kind]
         if not key:
             return self._listing(kind, records, request.params)
         if key not in records:
@@ -976,7 +978,9 @@ class Tenant:
         writable = kind == "phones" and key
         if method != "GET" and not (writable and method in ("POST", "DELETE")):
             raise _Refusal(40501)
-        permission = "read" if method == "GET" else "write"
+        permission = "write"
+        if method == "GET":
+            permission = "read"
         if permission not in self.permissions:
             raise _Refusal(40301)
 
@@ -992,9 +996,10 @@ class Tenant:
     ) -> _Answer:
         limit = _number(params, "limit", 100, 1, MAX_LIMITS[kind])
         offset = _number(params, "offset", 0, 0, sys.maxsize - limit)
-        names = _names(params) if kind == "users" else None
-        if names is not None:
-            return self._look_up(names)
+        if kind == "users":
+            names = _names(params)
+            if names is not None:
+                return self._look_up(names)
         rows = itertools.islice(records.values(), offset, offset + limit)
         page = [self._expanded(record) for record in rows]
         metadata: Record = {"total_objects": len(records)}
@@ -1012,7 +1017,9 @@ class Tenant:
         for user in self.users.values():
             if names.intersection(_names_of(user)):
                 found.append(self._expanded(user))
-        total = len(self.users) if self.look_up_counts_all else len(found)
+        total = len(found)
+        if self.look_up_counts_all:
+            total = len(self.users)
         metadata: Record = {"total_objects": total}
         if self.last_offset_null:
             metadata["next_offset"] = None
@@ -1334,7 +1341,9 @@ def _names_of(user: Record) -> Iterator[str]:
 def _certificate(host: str) -> tuple[trustme.CA, trustme.LeafCert]:
     """An authority and its certificate for a host, made once in a process."""
     authority = trustme.CA()
-    names = ("localhost", "127.0.0.1") if host == "localhost" else (host,)
+    names = [host]
+    if host == "localhost":
+        names.append("127.0.0.1")
     return authority, authority.issue_cert(*names)
 
 

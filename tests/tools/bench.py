@@ -23,11 +23,11 @@ import sys
 import tempfile
 import time
 import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import duo_client
 
@@ -40,7 +40,9 @@ PYTHON = str(ENVIRONMENT / "bin/python")
 
 # The network, in seconds: a round trip of 10 ms; the server's 15 ms for a request and
 # half of one for each row. A connection is a round trip, and two for its TLS.
-CONNECTION, REQUEST, ROW = 0.030, 0.025, 0.0005
+CONNECTION = 0.030
+REQUEST = 0.025
+ROW = 0.0005
 PAGE = 300
 
 # Stands between this process and one that is measured: the peak memory that the system
@@ -67,21 +69,29 @@ duo_client.Admin.__init__ = functools.partialmethod(
     port=int(os.environ["BENCH_PORT"]),
 )
 """
-THE_OTHER = ["-c", f"{ELSEWHERE}from duo_phone_cleanup.__main__ import main; main()"]
-THIS = ["-c", "from duo_phone_cleanup import script; script()"]
-THIS_FILE = [str(SCRIPT)]
+CALL_OTHER = f"{ELSEWHERE}from duo_phone_cleanup.__main__ import main; main()"
 # Four threads that walk through the pages and leave a 429 to duo_client.
-OWN_BACK_OFF = [
-    "-c",
-    f"""{ELSEWHERE}
+WALK_WITH_OWN_BACK_OFF = f"""{ELSEWHERE}
 from concurrent.futures import ThreadPoolExecutor
 keys = (os.environ[name] for name in ("DUO_IKEY", "DUO_SKEY", "DUO_HOST"))
 get_users = functools.partial(duo_client.Admin(*keys).get_users, {PAGE})
 with ThreadPoolExecutor(4) as pool:
     for users in pool.map(get_users, range(0, int(sys.argv[1]), {PAGE})):
         assert users
-""",
-]
+"""
+
+
+class Program(NamedTuple):
+    """What is measured: the arguments that Python runs it by."""
+
+    arguments: list[str]
+    is_this: bool
+
+
+THIS = Program(["-c", "from duo_phone_cleanup import script; script()"], True)
+THIS_FILE = Program([str(SCRIPT)], True)
+THE_OTHER = Program(["-c", CALL_OTHER], False)
+OWN_BACK_OFF = Program(["-c", WALK_WITH_OWN_BACK_OFF], False)
 
 # ---------------------------------------------------------------------- the tenant
 # What happens in its process: functions of the tenant, called through a pipe.
@@ -123,8 +133,8 @@ def fill(tenant: Tenant, users: int, stuck: int = 0) -> None:
 
 def traffic(tenant: Tenant) -> tuple[int, int, int]:
     """Give the requests, how many of them were refused, and the connections so far."""
-    refused = sum(request.status == 429 for request in tenant.requests)
-    return len(tenant.requests), refused, tenant.connections
+    refused = [request for request in tenant.requests if request.status == 429]
+    return len(tenant.requests), len(refused), tenant.connections
 
 
 # --------------------------------------------------------------------- measuring
@@ -171,9 +181,13 @@ class Site:
         variables.update(DUO_CA_CERTS=str(bundle), BENCH_PORT=port)
         # The other program reads its tags in local time.
         variables.update(NO_PROXY="localhost", no_proxy="localhost", TZ="UTC")
-        kept = {k: v for k, v in os.environ.items() if k[:4] not in ("DUO_", "PYTH")}
-        self._ours = {**kept, **variables}
-        self._theirs = {**self._ours, "DUO_HOST": host}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("DUO_", "PYTHON"))
+        }
+        self._environment = {**kept, **variables}
+        self._environment_of_other = {**self._environment, "DUO_HOST": host}
         for function in self._prepare:
             self.do(function)
         return self
@@ -188,14 +202,19 @@ class Site:
         self._pipe.send(function)
         return self._pipe.recv()
 
-    def run(self, program: list[str], *argv: str) -> Usage:
+    def run(self, program: Program, *argv: str) -> Usage:
         """Run a program to its end."""
-        ours = program in (THIS, THIS_FILE)
+        if program.is_this:
+            folder = Path(self._home.name)
+            environment = self._environment
+        else:
+            folder = ENVIRONMENT
+            environment = self._environment_of_other
         before = self.do(traffic)
         process = subprocess.run(
-            [PYTHON, "-I", "-S", "-c", STOPWATCH, PYTHON, *program, *argv],
-            cwd=self._home.name if ours else ENVIRONMENT,
-            env=self._ours if ours else self._theirs,
+            [PYTHON, "-I", "-S", "-c", STOPWATCH, PYTHON, *program.arguments, *argv],
+            cwd=folder,
+            env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -203,15 +222,17 @@ class Site:
         status, seconds, cpu, memory = json.loads(process.stdout.splitlines()[-1])
         if status or process.stderr:
             raise RuntimeError(f"{program}: status {status}\n{process.stderr}")
-        memory /= 1024 * (1024 if sys.platform == "darwin" else 1)
-        counts = (now - was for now, was in zip(self.do(traffic), before))
+        memory /= 1024  # Linux gives KiB,
+        if sys.platform == "darwin":
+            memory /= 1024  # macOS bytes
+        counts = [now - was for now, was in zip(self.do(traffic), before)]
         return Usage(seconds, cpu, memory, *counts)
 
     def compare(
         self,
         repetitions: int,
         *argv: str,
-        programs: tuple[list[str], ...] = (THE_OTHER, THIS),
+        programs: Sequence[Program] = (THE_OTHER, THIS),
         rebuild: Callable[[Tenant], None] | None = None,
     ) -> list[Usage]:
         """Run the programs in turn, on a tenant rebuilt each time if that is given."""
@@ -221,7 +242,7 @@ class Site:
                 if rebuild:
                     self.do(rebuild)
                 taken.append(self.run(program, *argv))
-        return [*map(Usage.median, usages)]
+        return [Usage.median(taken) for taken in usages]
 
 
 # ------------------------------------------------------------------- the table
@@ -239,14 +260,44 @@ class Line:
     """What it is to be for this program."""
 
     def cells(self) -> list[str]:
-        unit = self.what.split()[0].rstrip(",")
-        places = {"seconds": 2 if self.this > 1 else 3, "MiB": 1}.get(unit, 0)
-        ratio = self.other / self.this if self.this else math.nan
-        figures = [(self.other, places), (self.this, places), (ratio, 2)]
-        figures += [(self.floor, places), (self.most, places)]
-        shown = ("" if math.isnan(n) else f"{n:,.{digits}f}" for n, digits in figures)
-        verdict = "met" if self.this <= self.most else "MISSED"
-        return [self.what, *shown, "" if math.isnan(self.most) else verdict]
+        places = self.places()
+        return [
+            self.what,
+            shown(self.other, places),
+            shown(self.this, places),
+            shown(self.ratio(), 2),
+            shown(self.floor, places),
+            shown(self.most, places),
+            self.verdict(),
+        ]
+
+    def places(self) -> int:
+        """Give how many decimal places its figures have."""
+        if self.what.startswith("MiB"):
+            return 1
+        if not self.what.startswith("seconds"):
+            return 0
+        if self.this > 1:
+            return 2
+        return 3
+
+    def ratio(self) -> float:
+        if not self.this:
+            return math.nan
+        return self.other / self.this
+
+    def verdict(self) -> str:
+        if math.isnan(self.most):
+            return ""
+        if self.this <= self.most:
+            return "met"
+        return "MISSED"
+
+
+def shown(figure: float, places: int) -> str:
+    if math.isnan(figure):
+        return ""
+    return f"{figure:,.{places}f}"
 
 
 def show(lines: list[Line]) -> None:
@@ -256,9 +307,10 @@ def show(lines: list[Line]) -> None:
     columns = zip(*(row for row in rows if any(row[1:])))  # headings may be wider
     widths = [max(map(len, column)) for column in columns]
     for what, *figures in rows:
-        cells = (figure.rjust(width) for figure, width in zip(figures, widths[1:]))
-        indent = "  " * any(figures)
-        print(f"{indent + what:{widths[0] + 2}}  {'  '.join(cells)}".rstrip())
+        cells = [figure.rjust(width) for figure, width in zip(figures, widths[1:])]
+        if any(figures):
+            what = f"  {what}"
+        print(f"{what:{widths[0] + 2}}  {'  '.join(cells)}".rstrip())
 
 
 def lines(
@@ -281,6 +333,13 @@ def lines(
 # ------------------------------------------------------------------- the scenarios
 
 
+def times(usual: int, quick: bool) -> int:
+    """Give how often each program is run."""
+    if quick:
+        return 1
+    return usual
+
+
 @functools.cache
 def start_up() -> float:
     """Give the seconds that this program takes to say its version."""
@@ -294,7 +353,7 @@ def walk(quick: bool) -> Iterator[Line]:
     users = 9000
     pages = math.ceil(users / PAGE)
     with Site(far_away, functools.partial(fill, users=users)) as site:
-        other, this = site.compare(1 if quick else 3)
+        other, this = site.compare(times(3, quick))
     # The first page comes alone, the others by fours.
     rounds = 1 + math.ceil((pages - 1) / 4)
     floor = rounds * (REQUEST + PAGE * ROW) + start_up()
@@ -309,7 +368,7 @@ def named(quick: bool) -> Iterator[Line]:
     """One user by name."""
     users = 2000
     with Site(far_away, functools.partial(fill, users=users)) as site:
-        other, this = site.compare(1 if quick else 5, "user001000")
+        other, this = site.compare(times(5, quick), "user001000")
     floor = CONNECTION + REQUEST + ROW + start_up()
     yield Line(f"one named user of {users:,}: 1 request")
     yield from lines(other, this, floor=floor, requests=1)
@@ -317,10 +376,11 @@ def named(quick: bool) -> Iterator[Line]:
 
 def writes(quick: bool) -> Iterator[Line]:
     """Deletions and stamps, each after a fresh read."""
-    users, stuck = 420, 60
+    users = 420
+    stuck = 60
     rebuild = functools.partial(fill, users=users, stuck=stuck)
     with Site(far_away) as site:
-        other, this = site.compare(1 if quick else 3, rebuild=rebuild)
+        other, this = site.compare(times(3, quick), rebuild=rebuild)
     pages = math.ceil(users / PAGE)
     requests = pages + 2 * 2 * stuck
     floor = CONNECTION + requests * REQUEST + users * ROW + start_up()
@@ -334,7 +394,8 @@ def memory(quick: bool) -> Iterator[Line]:
     peaks = []
     for users in (1500, 15_000):
         with Site(functools.partial(fill, users=users)) as site:
-            peaks.append([usage.memory for usage in site.compare(1 if quick else 3)])
+            usages = site.compare(times(3, quick))
+        peaks.append([usage.memory for usage in usages])
     yield Line("peak memory, 1,500 and 15,000 users: grows by 8 MiB at most")
     (other_small, this_small), (other_large, this_large) = peaks
     yield Line("MiB, 1,500 users", other_small, this_small)
@@ -344,34 +405,40 @@ def memory(quick: bool) -> Iterator[Line]:
 def small(quick: bool) -> Iterator[Line]:
     """A small tenant with nothing to do: what most runs are."""
     users = 20
-    for near in (False, True):
-        network = [] if near else [far_away]
-        with Site(*network, functools.partial(fill, users=users)) as site:
-            programs = THE_OTHER, THIS, THIS_FILE
-            other, this, file = site.compare(5 if quick else 21, programs=programs)
-        floor = start_up()
-        if not near:
-            floor += CONNECTION + REQUEST + users * ROW
-        where = "without delays" if near else "over the network"
+    filled = functools.partial(fill, users=users)
+    over_the_network = CONNECTION + REQUEST + users * ROW
+    for where, prepare, least in (
+        ("over the network", [far_away, filled], over_the_network),
+        ("without delays", [filled], 0),
+    ):
+        with Site(*prepare) as site:
+            other, this, file = site.compare(
+                times(21, quick), programs=[THE_OTHER, THIS, THIS_FILE]
+            )
         yield Line(f"{users} users, nothing to do, {where}: no slower")
+        floor = least + start_up()
         yield from lines(other, this, floor=floor, seconds=other.seconds)
         yield Line("seconds, not installed", other.seconds, file.seconds)
 
 
 def manners(quick: bool) -> Iterator[Line]:
     """A walk against a rate limit, beside one that leaves a 429 to duo_client."""
-    users, requests, window = 18_000, 20, 6
+    users = 18_000
+    requests = 20
+    window = 6  # seconds
     pages = users // PAGE
     floor = (math.ceil(pages / requests) - 1) * window
     limit = functools.partial(limited, requests=requests, seconds=window)
-    others, ours = [], []
+    others = []
+    ours = []
     with Site(far_away, functools.partial(fill, users=users)) as site:
-        for _ in range(1 if quick else 3):
+        for _ in range(times(3, quick)):
             site.do(limit)  # anew: what one has asked for is not held against the other
             others.append(site.run(OWN_BACK_OFF, str(users)))
             site.do(limit)
             ours.append(site.run(THIS))
-    other, this = Usage.median(others), Usage.median(ours)
+    other = Usage.median(others)
+    this = Usage.median(ours)
     yield Line(
         f"walk of {pages} pages, {requests} in any {window} s (the other: four threads"
         " with duo_client's own back-off): 1.5 x floor"
@@ -382,9 +449,12 @@ def manners(quick: bool) -> Iterator[Line]:
 
 def growth(quick: bool) -> Iterator[Line]:
     """How the cost of a walk grows, without delays."""
-    for users in (1000, 10_000, *(() if quick else (100_000,))):
+    sizes = [1000, 10_000]
+    if not quick:
+        sizes.append(100_000)
+    for users in sizes:
         with Site(functools.partial(fill, users=users)) as site:
-            other, this = site.compare(1 if quick else 3)
+            other, this = site.compare(times(3, quick))
         yield Line(f"walk of {users:,} users without delays")
         yield from lines(other, this)
 

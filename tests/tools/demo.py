@@ -42,8 +42,10 @@ def meaning(phone: dict[str, Any]) -> str:
     """Say what a phone's name means."""
     name = phone["name"]
     tagged = name.isdigit()
+    if phone["activated"] and tagged:
+        return "set up in time: not touched"
     if phone["activated"]:
-        return "set up in time: not touched" if tagged else "set up: not touched"
+        return "set up: not touched"
     if not name:
         return "just started, no run has seen it"
     if not tagged:
@@ -61,9 +63,13 @@ def show(now: Phones, before: Phones) -> None:
         users = ", ".join(user["username"] for user in phone["users"])
         row = [users, str(phone["number"]), "", "", "", "<- deleted: can enroll again"]
         if phone_id in now:
-            mark = "" if phone == before[phone_id] else "<- "
-            activated = "yes" if phone["activated"] else "no"
-            row[2:] = phone["platform"], activated, phone["name"], mark + meaning(phone)
+            activated = "no"
+            if phone["activated"]:
+                activated = "yes"
+            what = meaning(phone)
+            if phone != before[phone_id]:
+                what = f"<- {what}"
+            row[2:] = [phone["platform"], activated, phone["name"], what]
         rows.append(row)
     widths = [max(map(len, column)) for column in zip(*rows)]
     print()

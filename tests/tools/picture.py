@@ -18,9 +18,14 @@ from tests.simulation.tenant import Tenant, cast
 
 SCRIPT = Path(__file__).parents[2] / "duo_phone_cleanup.py"
 COLUMNS = 120  # of the terminal: enough that no line is broken
-SIZE, WIDTH, HEIGHT = 14.5, 8.75, 21  # of the text, of a character, of a line
+SIZE = 14.5  # of the text
+WIDTH = 8.75  # of a character
+HEIGHT = 21  # of a line
 MARGIN = 16
-BACKGROUND, BORDER, TYPED, PRINTED = "#1b1f24", "#444c56", "#7ee787", "#e6edf3"
+BACKGROUND = "#1b1f24"
+BORDER = "#444c56"
+TYPED = "#7ee787"
+PRINTED = "#e6edf3"
 
 
 def screen(tenant: Tenant, *options: str) -> list[str]:
@@ -56,7 +61,9 @@ def drawing(lines: list[str]) -> str:
     for number, line in enumerate(lines, 1):
         if not line:
             continue
-        color = TYPED if line.startswith("$ ") else PRINTED
+        color = PRINTED
+        if line.startswith("$ "):
+            color = TYPED
         parts.append(
             f'<text x="{MARGIN}" y="{number * HEIGHT + MARGIN // 2}"'
             f' textLength="{len(line) * WIDTH:g}" fill="{color}"'
