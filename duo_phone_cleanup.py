@@ -12,9 +12,9 @@ A user who stops before a new phone is activated leaves a limbo phone behind:
 a "Generic Smartphone" that is not activated. As a rule, the user can neither
 log in nor enroll again. The first run to see it stamps it: it writes a tag into
 the phone's name, the time in seconds since the epoch. A later run deletes it
-once that tag is older than the grace period. A phone that a person has named
-is kept forever. Nothing is stored but the tags, in Duo: a run may be killed,
-repeated or overlap another.
+once that tag is older than the grace period. A phone that a person has given
+any other name is kept forever. The tags, in Duo, are its only state: a run may
+be killed, repeated or overlap another.
 
 The only writes to Duo are delete_phone, in Run.delete, and update_phone with a new
 name, in Run.rename. No other line calls them, and the line above each call sets the
