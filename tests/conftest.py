@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import signal
@@ -47,6 +48,13 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 def _real_pauses(monkeypatch: pytest.MonkeyPatch, _short_pauses: None) -> None:
     """For what is about the pauses themselves."""
     monkeypatch.setattr(duo_phone_cleanup, "RETRY_PAUSE_SECONDS", PAUSE)
+
+
+@pytest.fixture
+def _garbage_collected() -> Iterator[None]:
+    """For tests that leave connections open: the next test would be blamed for them."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

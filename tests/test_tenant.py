@@ -29,6 +29,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:ssl.PROTOCOL_TLS:DeprecationWarning"),
     # and leaves them open after an error; so do some tests here.
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+    pytest.mark.usefixtures("_garbage_collected"),
 ]
 
 USERS = "/admin/v1/users"

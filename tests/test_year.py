@@ -33,7 +33,10 @@ from duo_phone_cleanup import (
 from tests.simulation.year import ZONES, live
 
 # A run that dies leaves its connections open.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+    pytest.mark.usefixtures("_garbage_collected"),
+]
 
 SEEDS = range(4, 16)
 """Of the years in which a broken copy must be noticed: it ends the first of them."""
