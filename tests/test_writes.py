@@ -1014,7 +1014,7 @@ def test_a_write_that_is_never_answered_may_still_be_carried_out(
 ) -> None:
     phone = tenant.add_phone("ann", **write.fields)
     fault = tenant.fail("hold", method=write.method, times=None)
-    result = run("--json", "--untag", "--timeout", "0.2")
+    result = run("--json", "--untag", "--timeout", "0.3")
     assert (result.status, result.outcomes) == (1, ["failed"])
     error = result.events[-2]["error"]
     assert error.startswith(f"no answer from {tenant.host}: The read operation timed")
