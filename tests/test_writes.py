@@ -453,7 +453,8 @@ def test_the_run_after_one_that_was_killed(
     started.set()
     killed = finish(child)
     assert killed.status == -signal.SIGKILL
-    assert len(tenant.requests) in (count, count + 1)  # with the next phone's read
+    # With the next phone's read, and the write of the one that was read meanwhile.
+    assert count <= len(tenant.requests) <= count + 2
     work.assert_nothing_wrong()
     if write_methods(tenant)[-1:] == ["DELETE"]:  # what was deleted is on record
         record = killed.events[-1]["record"]
