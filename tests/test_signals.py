@@ -301,8 +301,12 @@ def test_before_the_run(tenant: Tenant, tmp_path: Path, number: Number) -> None:
     pipe = tmp_path / "key"
     os.mkfifo(pipe, 0o600)
     with running(tenant, "--skey-file", str(pipe)) as child:
-        writer = os.open(pipe, os.O_WRONLY)  # waits until the run reads
-        child.send_signal(number)
+        writer = os.open(pipe, os.O_WRONLY)  # waits until the run has opened it
+        deadline = time.monotonic() + 5
+        # Python notices one that comes just before a read begins only at the next one.
+        while child.poll() is None and time.monotonic() < deadline:
+            child.send_signal(number)
+            time.sleep(0.1)
         out, err = child.communicate(timeout=10)
         os.close(writer)
     assert (child.returncode, out, err) == (128 + number, "", "")
