@@ -528,6 +528,7 @@ TOO_LATE_TEXT = (
     f"more than {READ_VALID_SECONDS} s passed after the phone was read: Duo, the"
     " network or this machine is too slow to write safely"
 )
+NO_NEXT_PAGE = "Duo's user listing does not go on: next_offset"
 UNANSWERED = "a write was sent and not answered: it may still be carried out"
 CHECK_HOST = "check --host (DUO_HOST) and HTTPS_PROXY"
 CHECK_CLOCK = "set this machine's clock"
@@ -960,9 +961,7 @@ class DuoAdmin(duo_client.Admin):
                 raise Failure(Kind.LASTING, "Duo's user listing ends before its total")
             return page
         if page.next_offset <= offset or not page.users:
-            raise Failure(
-                Kind.LASTING, "Duo's user listing does not go on: next_offset"
-            )
+            raise Failure(Kind.LASTING, NO_NEXT_PAGE)
         if 0 < page.total < page.next_offset:
             raise Failure(Kind.LASTING, "Duo's user listing goes on after its total")
         return page
@@ -983,9 +982,7 @@ class DuoAdmin(duo_client.Admin):
             total = 0
         next_offset = metadata.get("next_offset")
         if next_offset is not None and type(next_offset) is not int:
-            raise Failure(
-                Kind.LASTING, "Duo's user listing does not go on: next_offset"
-            )
+            raise Failure(Kind.LASTING, NO_NEXT_PAGE)
         return Page(users, total, next_offset)
 
     def read_phone(self, phone_id: str) -> Record:

@@ -183,11 +183,11 @@ UNTAG = Write(
 WRITES = [STAMP, DELETION, UNTAG]
 
 
-def name_of_write(write: Write) -> str:
-    return write.name
+def name_of_case(case: Any) -> str:
+    return str(case.name)
 
 
-each_write = pytest.mark.parametrize("write", WRITES, ids=name_of_write)
+each_write = pytest.mark.parametrize("write", WRITES, ids=name_of_case)
 
 
 class OneOfEach:

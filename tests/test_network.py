@@ -375,7 +375,7 @@ def test_the_answer_of_a_proxy_that_drips_in(
     began = time.monotonic()
     with serve(DrippingProxy) as proxy:
         result = run("--timeout", "0.6", HTTPS_PROXY=f"http://{proxy}")
-    assert time.monotonic() - began >= 1.2
+    assert 1.2 <= time.monotonic() - began < 5
     line = error_line(result)
     told = NO_ANSWER_AT_ALL.format(f"the proxy {proxy}")
     assert line.endswith(f" error: {told}{NETWORK}")
@@ -418,7 +418,7 @@ def test_a_connection_that_is_made_ready_and_drips_in(
     began = time.monotonic()
     with serve(Proxy) as proxy:
         result = run("--json", "--timeout", "0.6", HTTPS_PROXY=f"http://{proxy}")
-    assert time.monotonic() - began >= 1.2
+    assert 1.2 <= time.monotonic() - began < 8
     assert (result.status, result.kinds) == (1, ["failed"])
     told = NO_ANSWER_AT_ALL.format(f"the proxy {proxy}")
     assert f"({phone}): {told}{NETWORK}\n" in result.err
@@ -444,15 +444,8 @@ def server(reply: bytes = b"", certificate: Any = None) -> Iterator[str]:
                     talk.recv(65536)
                     talk.sendall(reply)
 
-    class Server(socketserver.ThreadingTCPServer):
-        daemon_threads = True
-
-    with Server(("127.0.0.1", 0), Handler) as serving:
-        thread = threading.Thread(target=serving.serve_forever, args=(0.01,))
-        thread.start()
-        yield f"localhost:{serving.server_address[1]}"
-        serving.shutdown()
-        thread.join()
+    with serve(Handler) as address:
+        yield address
 
 
 @pytest.fixture

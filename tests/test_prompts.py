@@ -501,6 +501,20 @@ def nothing() -> None:
     """Happen."""
 
 
+at_each_prompt = pytest.mark.parametrize(
+    "at", ["its own prompt", "another's prompt", "after all"]
+)
+
+
+def converse_while(at: str, converse: Converse, happen: Callable[[], object]) -> Result:
+    """Say yes to all while this happens: at the prompt that is named."""
+    if at == "its own prompt":
+        return converse((happen, "y"))
+    if at == "another's prompt":
+        return converse((happen, "y"), (nothing, "y"))
+    return converse((happen, "a"))
+
+
 RENAMED = {"name": "Ann's phone"}
 FRESH_TAG = {"name": str(NOW - 1)}
 BLANK: Record = {"name": ""}
@@ -531,11 +545,11 @@ USED = {"last_seen": "2027-01-15T07:59:00"}
         pytest.param({"name": STUCK, **SET_UP}, None, id="to untag, deleted"),
     ],
 )
-@pytest.mark.parametrize("when", ["its own prompt", "another's prompt", "after all"])
+@at_each_prompt
 def test_a_phone_that_changes_meanwhile_is_left_alone(
-    tenant: Tenant, converse: Converse, when: str, before: Record, meanwhile: Any
+    tenant: Tenant, converse: Converse, at: str, before: Record, meanwhile: Any
 ) -> None:
-    if when != "its own prompt":
+    if at != "its own prompt":
         tenant.add_phone("first")
     phone_id = tenant.add_phone("ann", **before)
 
@@ -548,12 +562,7 @@ def test_a_phone_that_changes_meanwhile_is_left_alone(
         changed.append(tenant.phone(phone_id))
 
     changed: list[Record | None] = []
-    if when == "its own prompt":
-        result = converse((change, "y"))
-    elif when == "another's prompt":
-        result = converse((change, "y"), (nothing, "y"))
-    else:
-        result = converse((change, "a"))
+    result = converse_while(at, converse, change)
     assert result.status == 0
     assert changed == [tenant.phone(phone_id)]
     assert [r for r in writes(tenant) if r.path.endswith(phone_id)] == []
@@ -577,7 +586,7 @@ MOVED = [
 
 
 @pytest.mark.parametrize(("fields", "users"), MOVED)
-@pytest.mark.parametrize("at", ["its own prompt", "another's prompt", "after all"])
+@at_each_prompt
 def test_a_phone_that_moves_to_somebody_else_meanwhile_is_left_alone(
     tenant: Tenant, converse: Converse, at: str, fields: Record, users: list[str]
 ) -> None:
@@ -589,12 +598,7 @@ def test_a_phone_that_moves_to_somebody_else_meanwhile_is_left_alone(
     def move() -> None:
         tenant.move_phone(phone_id, *users)
 
-    if at == "its own prompt":
-        result = converse((move, "y"))
-    elif at == "another's prompt":
-        result = converse((move, "y"), (nothing, "y"))
-    else:
-        result = converse((move, "a"))
+    result = converse_while(at, converse, move)
     assert result.status == 0
     assert [r for r in writes(tenant) if phone_of(r) == phone_id] == []
     assert result.kinds[-1] == "changed"
