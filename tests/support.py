@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -157,6 +158,23 @@ def redirected(
         text=True,
         **{**pipes, **options},
     )
+
+
+class Terminal:
+    """A terminal for a program to write to: `theirs` is its end."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = pty.openpty()
+
+    def read(self) -> str:
+        """What was written, when all programs have closed it."""
+        os.close(self.theirs)
+        parts = []
+        with contextlib.suppress(OSError):  # that is how it ends
+            while True:
+                parts.append(os.read(self.ours, 65536))
+        os.close(self.ours)
+        return b"".join(parts).decode()
 
 
 # Phones to run it on

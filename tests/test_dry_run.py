@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import os
-import pty
 import re
 import struct
 import termios
@@ -25,6 +22,7 @@ from tests.support import (
     SHORT_GRACE,
     STUCK,
     Run,
+    Terminal,
     add_situations,
     start,
     writes,
@@ -242,18 +240,14 @@ def test_columns_stay_in_line(tenant: Tenant, run: Run, name: str) -> None:
 
 def table_on_a_terminal(tenant: Tenant, width: int) -> list[str]:
     """Run a dry run at a terminal of so many columns; give its head and rows."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
-    written = b""
-    with start(tenant, "--dry-run", stdout=theirs) as child:
-        os.close(theirs)
-        with contextlib.suppress(OSError):  # that is how it ends
-            while True:
-                written += os.read(ours, 65536)
+    terminal = Terminal()
+    size = struct.pack("HHHH", 24, width, 0, 0)
+    fcntl.ioctl(terminal.theirs, termios.TIOCSWINSZ, size)
+    with start(tenant, "--dry-run", stdout=terminal.theirs) as child:
+        written = terminal.read()
         _, err = child.communicate(timeout=30)
-    os.close(ours)
     assert (child.returncode, err) == (0, "")
-    return written.decode().splitlines()[2:-1]
+    return written.splitlines()[2:-1]
 
 
 @pytest.mark.parametrize(

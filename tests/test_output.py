@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
-import pty
 import re
 import select
 import sys
@@ -24,6 +22,7 @@ from tests.support import (
     STUCK,
     Result,
     Run,
+    Terminal,
     add_outcomes,
     process,
     redirected,
@@ -239,27 +238,6 @@ def test_no_request_is_told_of_after_the_summary(
 # At a terminal
 
 
-class Terminal:
-    """A terminal for a program to write to: `theirs` is its end."""
-
-    def __init__(self) -> None:
-        self.ours, self.theirs = pty.openpty()
-
-    def read(self) -> str:
-        """What was written, when all programs have closed it."""
-        os.close(self.theirs)
-        parts = []
-        with contextlib.suppress(OSError):  # that is how it ends
-            while True:
-                parts.append(os.read(self.ours, 65536))
-        os.close(self.ours)
-        return b"".join(parts).decode()
-
-    def screen(self) -> list[str]:
-        """What it shows in the end."""
-        return displayed(self.read())
-
-
 def answered(terminal: Terminal, answer: bytes) -> str:
     """Wait for the question and answer it; give what was written before."""
     written = b""
@@ -295,7 +273,7 @@ def test_a_terminal_is_told_without_v(tenant: Tenant, argv: list[str]) -> None:
     log = Terminal()
     with start(tenant, *argv, stderr=log.theirs) as child:
         out, _ = child.communicate(timeout=30)
-    stamped, summary = log.screen()
+    stamped, summary = displayed(log.read())
     assert " stamped: " in stamped
     assert " 2 users, 2 phones, 2 in limbo: 1 stamped, 1 kept; 3 requests, " in summary
     assert child.returncode == 0
