@@ -1288,7 +1288,8 @@ class Outputs:
             raise OutputBroken(text) from None
 
     def _write_to_stdout(self, line: str) -> None:
-        self.log.show("", "")  # clears a progress line
+        if self.log.clear:  # a progress line
+            self.log.show("", "")
         try:
             if sys.stdout is None:
                 raise OSError("it is closed")
@@ -1462,18 +1463,26 @@ class Report:
         self.log.progress(text)
 
     def event(self, event: Event, phone: Phone | None = None, **details: str) -> None:
-        """Report an event, and the phone it is about. Raises OutputBroken."""
+        """Report an event, and the phone it is about. Raises OutputBroken, Stopped."""
         self.tally.count_event(event)
+        has_all = self.settings.verbose or self.settings.dry_run
+        try:
+            if has_all or event not in FREQUENT:
+                facts = {**self.facts(event, phone), **details}
+                self.outputs.write_json(facts, to_disk=event is Event.DELETING)
+        finally:  # after the record: it may be stuck, until a signal ends the run
+            self.log_event(event, phone, details)
+
+    def log_event(
+        self, event: Event, phone: Phone | None, details: dict[str, str]
+    ) -> None:
+        """Write the line of an event to the log."""
         words = WORDS[event]
         parts = [words.log]
         if phone:
             parts.append(f"{describe(phone)} ({phone.phone_id})")
         parts.extend(details.values())
         self.log.write(": ".join(parts), words.level)
-        if event in FREQUENT and not (self.settings.verbose or self.settings.dry_run):
-            return
-        facts = {**self.facts(event, phone), **details}
-        self.outputs.write_json(facts, to_disk=event is Event.DELETING)
 
     def fail(self, error: str, phone: Phone | None = None) -> None:
         """Report what went wrong, with one phone or in all. Raises OutputBroken."""
@@ -1614,11 +1623,18 @@ class Report:
     # The end
 
     def end(self, stopped_by: int | None) -> int:
-        """Report the summary; return the exit status."""
+        """Report the summary; return the exit status. Raises Stopped."""
         if stopped_by is not None:
-            self.log.write(f"error: stopped by {signal.Signals(stopped_by).name}")
             self.tally.status = 128 + stopped_by
         self.summarize()
+        with suppress(Stopped):  # by a signal while nobody reads standard error
+            self.log_end(stopped_by)
+        return self.tally.status
+
+    def log_end(self, stopped_by: int | None) -> None:
+        """Write the last lines of the log."""
+        if stopped_by is not None:
+            self.log.write(f"error: stopped by {signal.Signals(stopped_by).name}")
         # The summary is in the log unless it stands below a dry run's table.
         if not self.outputs.has_text:
             level = WHAT_IS_DONE
@@ -1628,7 +1644,6 @@ class Report:
         if self.limit_text:
             self.log.write(f"error: {self.limit_text}")
         self.log.close()
-        return self.tally.status
 
     def summarize(self) -> None:
         """Write the summary to the outputs."""

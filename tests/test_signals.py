@@ -41,6 +41,7 @@ from tests.support import (
     start,
     threads_left_behind,
     wait_for_threads,
+    written_phones,
 )
 
 HUP, INT, TERM = SIGNALS
@@ -462,6 +463,42 @@ def test_a_signal_while_nobody_reads_a_usage_error(
 ) -> None:
     monkeypatch.setattr(sys, "stderr", StalledStderr())
     assert run("-g", "soon").status == 143
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        ({}, ["stamped"]),
+        ({"name": STUCK}, ["deleting", "deleted"]),
+        ({"name": STUCK, "activated": True}, ["untagged"]),
+    ],
+    ids=["stamp", "delete", "untag"],
+)
+def test_a_write_is_in_the_journal_though_nobody_reads_the_log(
+    tenant: Tenant,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    record: Record,
+    told: list[str],
+) -> None:
+    """The run is stuck in the log's line about it."""
+    phone = tenant.add_phone("ann", **record)
+    tenant.add_phone("bob")
+    monkeypatch.setattr(sys, "stderr", StalledStderr())
+    result = run("-v", "--json", "--untag")
+    assert written_phones(tenant) == [phone]
+    assert result.kinds == told
+    assert (result.status, result.summary["exit_status"]) == (143, 143)
+
+
+def test_a_signal_while_nobody_reads_the_summary_in_the_log(
+    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes too late to stop anything: the journal and the status agree."""
+    tenant.add_user("ann")
+    monkeypatch.setattr(sys, "stderr", StalledStderr())
+    result = run("-v", "--json")
+    assert (result.status, result.summary["exit_status"]) == (0, 0)
 
 
 # The end of the output

@@ -29,6 +29,7 @@ PASSING = (
     "is not Duo's Admin API",
 )
 """What is told of a phone that failed in passing."""
+TERMINATED = 143  # exit status after a SIGTERM
 UNANSWERED = "it may still be carried out"
 DEEDS = ("stamped", "deleted", "untagged")
 DEEDS_OF_A_DRY_RUN = {
@@ -266,7 +267,7 @@ class Judgment:
         for write in attempt.writes:
             outcome = outcomes.get(write.phone_id)
             fair: set[str | None] = {write.deed}
-            if attempt.troubled:
+            if attempt.troubled or attempt.told_to_end:
                 fair.add("failed")
             if attempt.deeds.get(write.phone_id) != "deleted":
                 fair.add("gone")  # if it is: see above
@@ -310,10 +311,15 @@ class Judgment:
         self.check(right, f"{about}: no summary, or too many: {journal}")
         right = told.items() <= summary.items()
         self.check(right, f"{about}: {told} is summed up as {summary}")
-        status = int(bool(told["failed"] or told["unknown_user"]))
+        fair = {int(bool(told["failed"] or told["unknown_user"]))}
+        if attempt.told_to_end and attempt.unheard:
+            fair.add(TERMINATED)  # unless it had written the summary before
+        elif attempt.told_to_end:
+            fair = {TERMINATED}
         text = f"exit {attempt.status} after {told}, {summary}"
-        self.check(attempt.status == status, f"{about}: {text}")
-        self.check(summary.get("exit_status") == status, f"{about}: {text}")
+        self.check(attempt.status in fair, f"{about}: {text}")
+        same = summary.get("exit_status") == attempt.status
+        self.check(same, f"{about}: {text}")
 
     def review_quiet(
         self,

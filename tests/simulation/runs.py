@@ -154,6 +154,10 @@ class Attempt:
     """It is a process, whose clock stands still and which dies of a signal."""
     unread: bool = False
     """For a while, nobody reads the standard output of that process."""
+    unheard: bool = False
+    """Nobody reads the log of that process, and after a while it is told to end."""
+    terminated: bool = False
+    """That process does not die: it is told to end, and may report that."""
     parallel: bool = False
     """Two of its requests may be under way at a time."""
     stops_at: int = 0
@@ -171,6 +175,7 @@ class Attempt:
     on_disk: int = 0
     """How much of the file is on the disk, whatever happens."""
     dead: bool = False
+    told_to_end: bool = False
     status: int | None = None
     requests: int = 0
     listed: set[str] = field(default_factory=set)
@@ -212,7 +217,7 @@ class Attempt:
     def quiet(self) -> bool:
         """All that it does can be foretold."""
         stalls = self.asks or self.unread or self.stops_at or self.eventful
-        ends = self.dies_at or self.journal_breaks
+        ends = self.dies_at or self.journal_breaks or self.unheard
         return not (self.troubled or stalls or ends)
 
     @property
@@ -236,6 +241,8 @@ class Attempt:
             words += ["--journal", self.file]
         if self.untag:
             words.append("--untag")
+        if self.unheard:
+            words.append("-v")
         if self.asks:
             words.append("--no-force")
         if self.dry:
@@ -385,11 +392,16 @@ class Fortune:
 
     def choose_troubles_of_a_process(self, attempt: Attempt) -> None:
         attempt.asks = False
-        if self.happens(0.05):
+        if attempt.dies_at and self.happens(0.5):
+            attempt.terminated = True
+        elif self.happens(0.05):
             attempt.stops_at = self.random.randint(1, 2)
         elif self.happens(0.05):
             attempt.unread = True
             attempt.eventful = 0  # or else nobody knows when something happens
+        elif self.happens(0.05):
+            attempt.unheard = True
+            attempt.journal_breaks = None  # or else it is stuck in telling that
 
     def choose_faults(self, attempt: Attempt) -> None:
         if self.happens(0.3):

@@ -84,6 +84,7 @@ if parallel == "False":
 os._exit(program.main(argv, clock=lambda: float(now)))
 """
 BYTES_A_LINE = 400  # of a journal, or about that
+FULL_PIPE = b"\n" * 65536  # as much as one holds
 
 start = duo_phone_cleanup.start
 ahead = duo_phone_cleanup.ahead
@@ -99,6 +100,18 @@ def start_and_wait(*what: Any) -> Any:
 def one_by_one(start_call: Any, items: Any, _width: int) -> Iterator[tuple[Any, Any]]:
     """Do as `ahead` does, but nothing ahead."""
     return ahead(start_call, items, 0)
+
+
+@contextlib.contextmanager
+def full_pipe() -> Iterator[int]:
+    """Give a pipe to write to, which is full and never read."""
+    reading, writing = os.pipe()
+    os.write(writing, FULL_PIPE)
+    try:
+        yield writing
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 class Killed(BaseException):
@@ -376,6 +389,8 @@ class Year:
             quiet=attempt.quiet,
             processes=attempt.real,
             unread=attempt.unread,
+            unheard=attempt.unheard,
+            terminated=attempt.told_to_end,
             failed=attempt.status == 1,
             overlaps=bool(self.running),
         )
@@ -445,20 +460,27 @@ class Year:
         words = [str(self.time(attempt)), str(self.parallel), longest, *argv]
         attempt.pipe, writing = os.pipe()
         os.set_blocking(attempt.pipe, False)
-        with tempfile.TemporaryFile("w+") as err:
+        with contextlib.ExitStack() as stack:
+            err: Any = stack.enter_context(tempfile.TemporaryFile("w+"))
+            stderr = err
             if attempt.unread:  # the pipe is full: the first line has to wait
-                os.write(writing, b"\n" * 65536)
+                os.write(writing, FULL_PIPE)
+            if attempt.unheard:
+                stderr = stack.enter_context(full_pipe())
             attempt.child = subprocess.Popen(
                 [sys.executable, "-c", PROCESS, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=writing,
-                stderr=err,
+                stderr=stderr,
                 text=True,
             )
             os.close(writing)
             if attempt.unread:
                 time.sleep(STALL + 1)
                 self.people.happen(attempt.phone_id)
+            if attempt.unheard:
+                time.sleep(STALL)
+                self.terminate(attempt)
             while attempt.child.poll() is None:
                 time.sleep(0.01)
                 attempt.lines()
@@ -481,8 +503,18 @@ class Year:
         child.send_signal(signal.SIGSTOP)
         threading.Timer(STALL, go_on).start()
 
+    def terminate(self, attempt: Attempt) -> None:
+        """Tell a process to end, which may still report that."""
+        if attempt.child and attempt.child.poll() is None:
+            self.story.append(f"  {attempt.number} is told to end")
+            attempt.told_to_end = True
+            attempt.child.terminate()
+
     def die(self, attempt: Attempt, moment: str) -> None:
         if attempt.dies_at != (attempt.requests, moment):
+            return
+        if attempt.terminated:
+            self.terminate(attempt)
             return
         self.story.append(f"  {attempt.number} dies {moment} this")
         attempt.dead = True
@@ -656,8 +688,11 @@ class Year:
             if reads:
                 self.meanwhile(attempt, phone_id)  # in the round trip that is left
             if reads and attempt.dies_at == (attempt.requests, "answered"):
-                self.story.append(f"  {attempt.number} dies when it has this answer")
-                attempt.dead = True  # but for a process, the next look at the clock
+                if attempt.terminated:
+                    self.terminate(attempt)
+                else:
+                    self.story.append(f"  {attempt.number} dies after this answer")
+                    attempt.dead = True  # but for a process, at its next look at time
             self.die(attempt, "after")
             if reads and attempt.child:
                 attempt.stops_at -= 1
