@@ -19,9 +19,10 @@ be killed, repeated or overlap another.
 The only writes to Duo are delete_phone, in Run.delete, and update_phone with a new
 name, in Run.rename. No other line calls them, and the line above each call sets the
 time by which it has to be sent: two seconds after the phone's last read was sent.
-DuoAdmin._exchange refuses a write without such a time, or past it. Nothing is written
-unless verdict() wants it; the users who have the phone, the deletion limit (100 users)
-or a prompt (with --no-force) can only forbid it. The grace period is 10 minutes.
+DuoAdmin._exchange refuses a write without such a time, or after it. Nothing is written
+unless verdict() wants it twice: by the record of the walk, and by the one just read.
+The phone's users, the deletion limit (100 users by default), a prompt or an option
+can only prevent it. The grace period is 10 minutes by default.
 
 The file is in the order of trust: verdict, run, Duo client, report, command line.
 """
@@ -56,7 +57,7 @@ from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, NoReturn, TextIO, TypeVar
 
-import dateutil  # its modules load on first use, for which most runs have none
+import dateutil  # its parser loads on first use: most runs need none
 import duo_client
 
 __version__ = "1.2.0"
@@ -70,7 +71,7 @@ T = TypeVar("T")
 
 
 class Verdict(enum.Enum):
-    """What a phone's record alone says to do with it: verb, reason (Report.reason)."""
+    """What a phone's record alone says to do with it, and why (for Report.reason)."""
 
     UNTAG = "untag", "set up since its tag"
     STAMP = "stamp", "not tagged yet"
@@ -92,7 +93,7 @@ class Verdict(enum.Enum):
 
 
 def is_limbo(record: Record) -> bool:
-    """Tell whether somebody began to set this phone up and has not finished."""
+    """Tell whether a phone is in limbo: a "Generic Smartphone", not activated."""
     platform = str(record.get("platform")).lower()
     return platform == "generic smartphone" and not record.get("activated")
 
@@ -159,7 +160,7 @@ def verdict(record: Record, now: int, grace_period: int) -> Verdict | None:
 
 # ------------------------------------------------------------- the run: walk, plan, act
 
-READ_VALID_SECONDS = 2  # after the read of a phone was sent: for sending a write
+READ_VALID_SECONDS = 2  # at most, from sending a phone's read to sending its write
 MAX_FAILED_IN_A_ROW = 4  # phones; then Duo or the network is the trouble
 PHONE_ID = re.compile("[A-Za-z0-9_-]+")  # it becomes part of a path
 NEVER = float("-inf")
@@ -210,14 +211,14 @@ class Phone:
         self.tag = read_tag(record)  # the name that it has now, if that is a tag
         self.users: list[User] = []
         self.read_sent = NEVER  # when its last read was sent, by boot_seconds()
-        self.read_at = 0  # when that was answered, in seconds since the epoch: the tag
-        # Writes that were sent and not answered. Duo may have carried them out.
-        self.deletion_unanswered = False
-        self.names_unanswered: list[str] = []
+        self.tag_to_write = 0  # when that was answered, in seconds since the epoch
+        # Writes that were sent, and that Duo neither confirmed nor refused.
+        self.deletion_unconfirmed = False
+        self.names_unconfirmed: list[str] = []
 
-    def is_unanswered(self) -> bool:
-        """Tell whether a write to it was sent and not answered."""
-        return self.deletion_unanswered or bool(self.names_unanswered)
+    def is_unconfirmed(self) -> bool:
+        """Tell whether a write to it may have been carried out, or still may be."""
+        return self.deletion_unconfirmed or bool(self.names_unconfirmed)
 
 
 class Run:
@@ -332,15 +333,15 @@ class Run:
     # Act
 
     def act(self, plan: list[Phone]) -> None:
-        """Deal with one phone after the other. Raises Failure, Stopped."""
+        """Deal with the phones one by one. Raises Failure, Stopped, OutputBroken."""
         self.writes_planned = len([phone for phone in plan if phone.verdict.writes])
         if self.asking and self.writes_planned:
             self.report.begin_asking()
         failed_in_a_row = 0
-        for phone, first_read in ahead(self.start_reading, plan, 1):
+        for phone, reading in ahead(self.start_reading, plan, 1):
             self.duo.stop.check()
             try:
-                event = self.deal_with(phone, first_read)
+                event = self.deal_with(phone, reading)
             except Failure as failure:
                 self.report.fail(str(failure), phone)
                 if failure.kind in (Kind.ENDS_RUN, Kind.RATE_LIMIT):
@@ -350,8 +351,8 @@ class Run:
                 else:
                     failed_in_a_row = 0
                 if failed_in_a_row == MAX_FAILED_IN_A_ROW:
-                    text = f"{MAX_FAILED_IN_A_ROW} phones in a row failed, so the run "
-                    raise Failure(Kind.ENDS_RUN, f"{text}ends: {failure}") from None
+                    text = f"{failed_in_a_row} phones in a row failed, so the run ends"
+                    raise Failure(Kind.ENDS_RUN, f"{text}: {failure}") from None
                 continue
             if phone.verdict.writes:
                 failed_in_a_row = 0
@@ -363,8 +364,8 @@ class Run:
             return None
         return start(self.duo.retry, self.read_again, phone)
 
-    def deal_with(self, phone: Phone, first_read: Call[Event | None] | None) -> Event:
-        """Ask about a phone, read it again and write; return what became of it."""
+    def deal_with(self, phone: Phone, reading: Call[Event | None] | None) -> Event:
+        """Read a phone again, ask about it and write; return what became of it."""
         if self.settings.dry_run:
             return DONE_IN_A_DRY_RUN[phone.verdict.verb]
         if not phone.verdict.writes:
@@ -372,10 +373,10 @@ class Run:
         self.writes_begun += 1
         self.report.progress(f"{self.writes_begun} of {self.writes_planned}")
         try:
-            if first_read is None:
+            if reading is None:
                 event = self.duo.retry(self.read_again, phone)
             else:
-                event = wait_for(first_read)
+                event = wait_for(reading)
             if event is None and self.asking:
                 event = self.ask(phone)
             if event is None:
@@ -383,15 +384,15 @@ class Run:
             return event
         except Failure as failure:
             if failure.kind is Kind.GONE:
-                if phone.deletion_unanswered:
+                if phone.deletion_unconfirmed:
                     return Event.DELETED  # by us: only the answer was lost
                 return Event.GONE
-            if phone.is_unanswered():
-                raise Failure(failure.kind, f"{failure}; {UNANSWERED}") from None
+            if phone.is_unconfirmed():
+                raise Failure(failure.kind, f"{failure}; {UNCONFIRMED}") from None
             raise
         except (Stopped, OutputBroken):
-            if phone.is_unanswered():
-                self.report.fail(UNANSWERED, phone)
+            if phone.is_unconfirmed():
+                self.report.fail(UNCONFIRMED, phone)
             raise
 
     def ask(self, phone: Phone) -> Event | None:
@@ -412,7 +413,7 @@ class Run:
         sent = boot_seconds()
         record = self.duo.read_phone(phone.phone_id)
         now = self.now()
-        if (record.get("name") or "") in phone.names_unanswered:
+        if (record.get("name") or "") in phone.names_unconfirmed:
             phone.tag = read_tag(record)
             return DONE[phone.verdict.verb]  # only the answer was lost
         stands = self.still_stands(phone, record, now)
@@ -421,9 +422,9 @@ class Run:
         phone.users = users_of(record) or phone.users
         if stands:
             phone.read_sent = sent
-            phone.read_at = now
+            phone.tag_to_write = now
             return None
-        if phone.is_unanswered():
+        if phone.is_unconfirmed():
             raise Failure(Kind.LASTING, "it has changed in the meantime")
         return Event.CHANGED
 
@@ -447,31 +448,31 @@ class Run:
                 return self.delete(phone)
             if phone.verdict is Verdict.UNTAG:
                 return self.rename(phone, "")
-            return self.rename(phone, str(phone.read_at))
+            return self.rename(phone, str(phone.tag_to_write))
         finally:
             phone.read_sent = NEVER  # a read vouches for one try only
 
     def delete(self, phone: Phone) -> Event:
-        """Delete a phone that has just been read. Raises OutputBroken, and ERRORS."""
+        """Delete a phone that has just been read. Raises as rename(), OutputBroken."""
         # Its record comes first: where that cannot be written, nothing is deleted.
         self.report.event(Event.DELETING, phone)
         try:
             self.duo.send_by = phone.read_sent + READ_VALID_SECONDS
             self.duo.delete_phone(phone.phone_id)
-        except (*ERRORS, Stopped) as error:
+        except (*ERRORS, Stopped) as error:  # after a Failure, nothing was sent
             if self.duo.may_be_done(error):
-                phone.deletion_unanswered = True
+                phone.deletion_unconfirmed = True
             raise
         return Event.DELETED
 
     def rename(self, phone: Phone, name: str) -> Event:
-        """Write the name of a phone that has just been read. Raises ERRORS."""
+        """Name a phone that has just been read. Raises ERRORS, Failure, Stopped."""
         try:
             self.duo.send_by = phone.read_sent + READ_VALID_SECONDS
             self.duo.update_phone(phone.phone_id, name=name)
-        except (*ERRORS, Stopped) as error:
+        except (*ERRORS, Stopped) as error:  # after a Failure, nothing was sent
             if self.duo.may_be_done(error):
-                phone.names_unanswered.append(name)
+                phone.names_unconfirmed.append(name)
             raise
         phone.tag = read_tag({**phone.record, "name": name})
         return DONE[phone.verdict.verb]
@@ -486,7 +487,8 @@ CONNECTIONS_READY = 3  # for a write under way, and the next phone's read and wr
 DELIVERY_MILLISECONDS = 2000  # after which the kernel gives up a write on its way
 MAX_IDLE_SECONDS = 50  # Duo closes a connection that is idle for about 60
 MAX_TRIES = 3  # in all, of a step that fails in passing
-RETRY_PAUSE_SECONDS = 1.0  # before the second try at most; twice that before the third
+# Before the second try, at most; twice that before the third, and after a 429.
+RETRY_PAUSE_SECONDS = 1.0
 MAX_WAIT_429_SECONDS = 180  # Duo counts requests by the minute
 EXCHANGE_TIME_OUTS = 10  # time-outs that a whole exchange may take
 SLICE_SECONDS = 0.1  # in which waits are cut: see wait_for()
@@ -529,7 +531,7 @@ TOO_LATE_TEXT = (
     " network or this machine is too slow to write safely"
 )
 NO_NEXT_PAGE = "Duo's user listing does not go on: next_offset"
-UNANSWERED = "a write was sent and not answered: it may still be carried out"
+UNCONFIRMED = "a write was sent and not confirmed: it may still be carried out"
 CHECK_HOST = "check --host (DUO_HOST) and HTTPS_PROXY"
 CHECK_CLOCK = "set this machine's clock"
 SERVER_TROUBLE = (
@@ -626,7 +628,7 @@ def wait_for(call: Call[T], seconds: float = float("inf")) -> T:
 def ahead(
     start_call: Callable[[T], Any], items: Iterable[T], width: int
 ) -> Iterator[tuple[T, Any]]:
-    """Yield each item with its call, when those of the next `width` are started."""
+    """Yield each item and its call, once the next `width` calls have begun, too."""
     started: list[tuple[T, Any]] = []
     for item in items:
         started.append((item, start_call(item)))
@@ -716,7 +718,10 @@ class DuoAdmin(duo_client.Admin):
     # Requests
 
     def _make_request(self, method: str, uri: str, body: Any, headers: Any) -> Any:
-        """Send a request; return its answer and the answer's body. Raises ERRORS."""
+        """Send a request; return its answer and the answer's body.
+
+        Raises ERRORS, Failure, Stopped.
+        """
         send_by = float("inf")
         if method != "GET":
             # With a tiny --timeout, the wait for the answer may end before send_by.
@@ -783,8 +788,8 @@ class DuoAdmin(duo_client.Admin):
         self._put_back(self._dial(), True)
 
     def _dial(self) -> HTTPSConnection:
-        # Not duo_client's class: it sends a proxy's name as the TLS server name, and
-        # without TCP_NODELAY each POST on a kept connection takes 40 ms longer.
+        # Not duo_client's class: it sends a proxy's name as the TLS server name. Nor
+        # has it TCP_NODELAY, so that a POST on a kept connection takes 40 ms longer.
         if self.proxy_host:
             dialed = self.proxy_host, self.proxy_port
         else:
@@ -851,8 +856,9 @@ class DuoAdmin(duo_client.Admin):
     # Trying again
 
     def retry(self, step: Callable[..., T], *arguments: Any) -> T:
-        """Carry out a step, again if it fails in passing. Raises Failure, Stopped.
+        """Carry out a step, again if it fails in passing.
 
+        Raises Failure, Stopped, and OutputBroken where the step does.
         A step reads before it writes: no write is repeated without a fresh read.
         """
         number = 1
@@ -870,7 +876,7 @@ class DuoAdmin(duo_client.Admin):
             number += 1
 
     def wait_out_rate_limit(self, step: Callable[..., T], *arguments: Any) -> T:
-        """Carry out a step, again while Duo answers 429. Raises Failure, Stopped."""
+        """Carry out a step, again while Duo answers 429. Raises as retry()."""
         began = boot_seconds()
         while True:
             self.stop.sleep_until(self._rate_limit_ends)
@@ -882,8 +888,8 @@ class DuoAdmin(duo_client.Admin):
             self.log.write(f"this try failed: {failure}", EVERY_STEP)
             if failure.kind is not Kind.RATE_LIMIT or waited > MAX_WAIT_429_SECONDS:
                 raise failure
+            # Longer each time, and all threads wait until then.
             pause = (2 * RETRY_PAUSE_SECONDS + waited / 10) * random.uniform(0.7, 1)
-            # All threads wait until then.
             ends = max(self._rate_limit_ends, boot_seconds() + pause)
             self._rate_limit_ends = ends
             self.log.progress(f"Duo's rate limit: waiting for {pause:.0f} s")
@@ -902,11 +908,11 @@ class DuoAdmin(duo_client.Admin):
             text = f"no answer from {self.dialed}: {reason_of(error)}"
             hint = "check --host (DUO_HOST), the network and HTTPS_PROXY"
             return Failure(Kind.TRANSIENT, text, hint)
-        status = getattr(error, "status", None)
+        status = getattr(error, "status", 200)  # without one, it cannot be read either
         body = getattr(error, "data", None)
         if isinstance(body, dict) and body.get("stat") == "FAIL":
-            return explain_refusal(status or 200, body)
-        if status is None or status == 200:
+            return explain_refusal(status, body)
+        if status == 200:
             return self.explain_nonsense(error)
         # A proxy's, for example.
         said = f"{status} {getattr(error, 'reason', '')}"
@@ -1046,7 +1052,7 @@ def explain_refusal(status: int, body: Record) -> Failure:
 
 # ------------------------------------------------------------------- what is reported
 
-# From which verbosity on the log has a line. A terminal has what -v shows.
+# The verbosity from which the log shows a line. A terminal counts as -v.
 ALWAYS, WHAT_IS_DONE, EVERY_STEP = 0, 1, 2
 PROGRESS_AFTER_SECONDS = 1  # a short run needs none
 SETUP_MINUTES = 17  # after which Duo's own setup seems to time out (observed)
@@ -1217,7 +1223,8 @@ class Log:
             return ""
         self.clear = ""
         if not (sys.stdin.isatty() and answer.endswith("\n")):
-            self.show(shorten(answer, 40))  # Enter has not ended the line
+            # (A line typed on a terminal is on the screen already.)
+            self.show(shorten(answer, 40))
         return answer
 
     def close(self) -> None:
@@ -1267,7 +1274,7 @@ class Outputs:
         if self.has_text:
             self._write_to_stdout(printable(text, sys.stdout))
 
-    def write_json(self, facts: Record, *, to_disk: bool = False) -> None:
+    def write_json(self, facts: dict[str, Any], *, to_disk: bool = False) -> None:
         """Write a JSON line to all that have them. Raises OutputBroken."""
         line = json.dumps(facts)
         try:
@@ -1494,9 +1501,9 @@ class Report:
         with suppress(OutputBroken):  # the other one, too
             self.fail(str(broken))
 
-    def facts(self, event: Event, phone: Phone | None) -> Record:
+    def facts(self, event: Event, phone: Phone | None) -> dict[str, Any]:
         """Return the fields that an event has in the JSON lines."""
-        facts: Record = {"event": event.value, "time": iso(self.now())}
+        facts: dict[str, Any] = {"event": event.value, "time": iso(self.now())}
         if phone:
             facts["phone_id"] = phone.phone_id
             facts["number"] = phone.record.get("number")
@@ -1527,7 +1534,7 @@ class Report:
     # Prompts
 
     def ask(self, phone: Phone, number: int, total: int) -> Answer:
-        """Ask whether to write to a phone. No answer is reported, and means QUIT."""
+        """Ask whether to write to a phone. QUIT, and a failure, if nobody answers."""
         question = f"{number} of {total}: {self.question(phone)}? [y/n/a/q] "
         while True:
             answer = self.log.ask(question)
@@ -1681,9 +1688,9 @@ examples:
 Options override variables; an empty variable counts as unset. In a variable, a
 switch is yes or no (DUO_FORCE=no). HTTPS_PROXY and NO_PROXY are honored.
 
-Exit status: 0 all went well, or you answered no; 1 something failed, or a limit
-or an unknown user stopped part of it; 2 wrong usage; 129, 130, 143 stopped by
-SIGHUP, SIGINT, SIGTERM.
+Exit status: 0 all went well, or you answered no or q; 1 something failed, or a
+limit or an unknown user stopped part of it; 2 wrong usage; 129, 130, 143
+stopped by SIGHUP, SIGINT, SIGTERM.
 """
 # From this ratio of difflib on, a name is taken for a misspelling of another: two
 # letters swapped in a short name have 0.83, DUO_API_HOST and DUO_HOST have 0.8.
@@ -1694,7 +1701,10 @@ NO = ("n", "no", "f", "false", "off", "0")
 
 
 class UsageError(Exception):
-    """The settings are wrong; the text says what to change and shows no value."""
+    """The settings are wrong. The text says what to change.
+
+    It shows no value but the path of a file: any other may be a key.
+    """
 
 
 class Address(NamedTuple):
@@ -1728,7 +1738,7 @@ class Settings(NamedTuple):
     json: bool
     journal: str  # a path; "": none
     timeout: float  # seconds
-    ca_certs: ssl.SSLContext
+    ca_certs: ssl.SSLContext  # which trusts these alone
     users: list[str]
     proxy: Proxy | None
 
@@ -1989,7 +1999,7 @@ def add_option(group: Any, option: Option) -> None:
     """Add an option to a group of a parser."""
     flags = [flag for flag in (option.short, option.flag) if flag]
     text = option.help
-    if option.default.isalnum():
+    if option.default.isalnum():  # the path of --ca-certs is too long
         text += f" (default: {option.default})"
     text += f" [{option.variable}]"
     if option.convert is to_switch:
@@ -2051,7 +2061,7 @@ def read_words(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 def is_long_name_with_one_dash(word: str) -> bool:
     """Tell whether a word is like -skey, which argparse takes for -s with "key".
 
-    A value is no word of small letters, and no "=" comes before it.
+    So a value that is joined to its letter must not look like a word (-Hlocalhost).
     """
     name, equals, _ = word.partition("=")
     switches = [option.short[1:] for option in ALL_OPTIONS if not option.metavar]
@@ -2180,7 +2190,7 @@ def take_signals(stop: Stop) -> None:
         ignored = signal.getsignal(number) is signal.SIG_IGN  # as nohup sets it
         if not ignored or number == signal.SIGALRM:
             signal.signal(number, note)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # whoever started it may block
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the parent may block them
 
 
 def main(

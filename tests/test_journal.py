@@ -745,9 +745,9 @@ def test_a_disk_that_is_full_when_a_deletion_is_tried_again(
     assert write_methods(tenant) == ["DELETE"]
     assert kinds(path) == ["deleting"]
     assert result.kinds == ["deleting", "deleting", "failed", "failed"]
-    unanswered, broken = result.events[2:4]
-    assert unanswered["phone_id"] == phone
-    assert unanswered["error"].endswith("it may still be carried out")
+    unconfirmed, broken = result.events[2:4]
+    assert unconfirmed["phone_id"] == phone
+    assert unconfirmed["error"].endswith("it may still be carried out")
     assert broken["error"] == NOT_WRITTEN
 
 

@@ -97,5 +97,5 @@ def test_a_deletion_is_not_delivered_when_an_outage_is_over(
     assert tenant.phone(phone)
     assert result.status == 1
     assert (
-        "a write was sent and not answered: it may still be carried out" in result.err
+        "a write was sent and not confirmed: it may still be carried out" in result.err
     )

@@ -51,7 +51,7 @@ from tests.support import (
 )
 
 MAY_BE_DONE = (
-    "it has changed in the meantime; a write was sent and not answered:"
+    "it has changed in the meantime; a write was sent and not confirmed:"
     " it may still be carried out"
 )
 
@@ -1028,7 +1028,7 @@ def test_a_write_that_is_never_answered_may_still_be_carried_out(
     error = result.events[-2]["error"]
     assert error.startswith(f"no answer from {tenant.host}: The read operation timed")
     assert error.endswith(
-        "; a write was sent and not answered: it may still be carried out"
+        "; a write was sent and not confirmed: it may still be carried out"
     )
     assert fault.hits == 3
     assert written_phones(tenant) == [phone] * 3

@@ -14,7 +14,7 @@ import pytest
 
 import duo_phone_cleanup
 from duo_phone_cleanup import (
-    UNANSWERED,
+    UNCONFIRMED,
     DuoAdmin,
     Event,
     Failure,
@@ -154,7 +154,7 @@ def test_a_read_without_eyes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None
         sent = boot_seconds()
         read_again(run, phone)
         phone.read_sent = sent
-        phone.read_at = run.now()
+        phone.tag_to_write = run.now()
 
     monkeypatch.setattr(Run, "read_again", blind)
     live_until_noticed("was due|with the tag|s before")
@@ -172,11 +172,11 @@ def test_a_write_to_a_phone_that_has_moved_is_noticed(
 
 
 def test_a_forgotten_write_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forgetful(run: Run, phone: Phone, first_read: Any) -> Event:
+    def forgetful(run: Run, phone: Phone, reading: Any) -> Event:
         try:
-            return deal_with(run, phone, first_read)
+            return deal_with(run, phone, reading)
         except Failure as failure:
-            if UNANSWERED in str(failure):
+            if UNCONFIRMED in str(failure):
                 return Event.CHANGED
             raise
 
@@ -187,8 +187,8 @@ def test_a_forgotten_write_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_deletion_by_somebody_else_told_as_its_own_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def boastful(run: Run, phone: Phone, first_read: Any) -> Event:
-        event = deal_with(run, phone, first_read)
+    def boastful(run: Run, phone: Phone, reading: Any) -> Event:
+        event = deal_with(run, phone, reading)
         if event is Event.GONE:
             return Event.DELETED
         return event

@@ -30,7 +30,7 @@ PASSING = (
 )
 """What is told of a phone that failed in passing."""
 TERMINATED = 143  # exit status after a SIGTERM
-UNANSWERED = "it may still be carried out"
+UNCONFIRMED = "it may still be carried out"
 DEEDS = ("stamped", "deleted", "untagged")
 DEEDS_OF_A_DRY_RUN = {
     "would_stamp": "stamped",
@@ -246,7 +246,7 @@ class Judgment:
                 self.check(right, f"{about}: {event}, sent {tags}")
             unrefused = [each for each in writes if each.sequence not in self.refused]
             if what == "failed" and unrefused:
-                right = UNANSWERED in event["error"]
+                right = UNCONFIRMED in event["error"]
                 self.check(right, f"{about}: does not say what may come: {event}")
             if what == "untagged" and writes:
                 names = [each.read.record["name"] for each in writes]
