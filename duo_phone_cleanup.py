@@ -21,7 +21,7 @@ name, in Run.rename. No other line calls them, and the line above each call sets
 time by which it has to be sent: two seconds after the phone's last read was sent.
 DuoAdmin._exchange refuses a write without such a time, or after it. Nothing is written
 unless verdict() wants it twice: by the record of the walk, and by the one just read.
-The phone's users, the deletion limit (100 users by default), a prompt or an option
+The phone's users, the deletion limit (100 users by default), a prompt or a dry run
 can only prevent it. The grace period is 10 minutes by default.
 
 The file is in the order of trust: verdict, run, Duo client, report, command line.
@@ -211,7 +211,7 @@ class Phone:
         self.tag = read_tag(record)  # the name that it has now, if that is a tag
         self.users: list[User] = []
         self.read_sent = NEVER  # when its last read was sent, by boot_seconds()
-        self.tag_to_write = 0  # when that was answered, in seconds since the epoch
+        self.tag_to_write = 0  # when that read was answered (seconds since the epoch)
         # Writes that were sent, and that Duo neither confirmed nor refused.
         self.deletion_unconfirmed = False
         self.names_unconfirmed: list[str] = []
@@ -453,7 +453,7 @@ class Run:
             phone.read_sent = NEVER  # a read vouches for one try only
 
     def delete(self, phone: Phone) -> Event:
-        """Delete a phone that has just been read. Raises as rename(), OutputBroken."""
+        """Delete a phone just read. Raises OutputBroken, and what rename() does."""
         # Its record comes first: where that cannot be written, nothing is deleted.
         self.report.event(Event.DELETING, phone)
         try:
@@ -466,7 +466,7 @@ class Run:
         return Event.DELETED
 
     def rename(self, phone: Phone, name: str) -> Event:
-        """Name a phone that has just been read. Raises ERRORS, Failure, Stopped."""
+        """Name a phone just read. Raises ERRORS, Failure, Stopped."""
         try:
             self.duo.send_by = phone.read_sent + READ_VALID_SECONDS
             self.duo.update_phone(phone.phone_id, name=name)
@@ -487,7 +487,7 @@ CONNECTIONS_READY = 3  # for a write under way, and the next phone's read and wr
 DELIVERY_MILLISECONDS = 2000  # after which the kernel gives up a write on its way
 MAX_IDLE_SECONDS = 50  # Duo closes a connection that is idle for about 60
 MAX_TRIES = 3  # in all, of a step that fails in passing
-# Before the second try, at most; twice that before the third, and after a 429.
+# Before the second try, at most; twice that before the third, and after a first 429.
 RETRY_PAUSE_SECONDS = 1.0
 MAX_WAIT_429_SECONDS = 180  # Duo counts requests by the minute
 EXCHANGE_TIME_OUTS = 10  # time-outs that a whole exchange may take
@@ -788,8 +788,8 @@ class DuoAdmin(duo_client.Admin):
         self._put_back(self._dial(), True)
 
     def _dial(self) -> HTTPSConnection:
-        # Not duo_client's class: it sends a proxy's name as the TLS server name. Nor
-        # has it TCP_NODELAY, so that a POST on a kept connection takes 40 ms longer.
+        # Not duo_client's class: it sends a proxy's name as the TLS server name. It
+        # also lacks TCP_NODELAY: a POST on a kept connection takes 40 ms longer.
         if self.proxy_host:
             dialed = self.proxy_host, self.proxy_port
         else:
@@ -908,7 +908,8 @@ class DuoAdmin(duo_client.Admin):
             text = f"no answer from {self.dialed}: {reason_of(error)}"
             hint = "check --host (DUO_HOST), the network and HTTPS_PROXY"
             return Failure(Kind.TRANSIENT, text, hint)
-        status = getattr(error, "status", 200)  # without one, it cannot be read either
+        # An error without a status is, as with 200, of an answer that cannot be read.
+        status = getattr(error, "status", 200)
         body = getattr(error, "data", None)
         if isinstance(body, dict) and body.get("stat") == "FAIL":
             return explain_refusal(status, body)
@@ -1349,9 +1350,9 @@ class Tally:
         """Return how long the run has taken."""
         return round(boot_seconds() - self.began, 1)
 
-    def facts(self) -> Record:
+    def facts(self) -> dict[str, Any]:
         """Return the fields of the JSON summary."""
-        facts: Record = {
+        facts: dict[str, Any] = {
             "users_seen": self.users_seen,
             "phones_seen": len(self.phones_seen),
             "limbo": self.limbo,
@@ -1470,15 +1471,18 @@ class Report:
         self.log.progress(text)
 
     def event(self, event: Event, phone: Phone | None = None, **details: str) -> None:
-        """Report an event, and the phone it is about. Raises OutputBroken, Stopped."""
+        """Report an event, and the phone it is about. Raises OutputBroken."""
         self.tally.count_event(event)
         has_all = self.settings.verbose or self.settings.dry_run
         try:
             if has_all or event not in FREQUENT:
                 facts = {**self.facts(event, phone), **details}
                 self.outputs.write_json(facts, to_disk=event is Event.DELETING)
-        finally:  # after the record: it may be stuck, until a signal ends the run
+        except OutputBroken:
             self.log_event(event, phone, details)
+            raise
+        # The log comes second: it may be stuck, until a signal ends the run.
+        self.log_event(event, phone, details)
 
     def log_event(
         self, event: Event, phone: Phone | None, details: dict[str, str]
@@ -1630,12 +1634,14 @@ class Report:
     # The end
 
     def end(self, stopped_by: int | None) -> int:
-        """Report the summary; return the exit status. Raises Stopped."""
+        """Report the summary; return the exit status."""
         if stopped_by is not None:
             self.tally.status = 128 + stopped_by
-        self.summarize()
-        with suppress(Stopped):  # by a signal while nobody reads standard error
-            self.log_end(stopped_by)
+        try:
+            self.summarize()
+        finally:  # even if nobody reads standard output, and a signal ends that
+            with suppress(Stopped):  # the same for standard error
+                self.log_end(stopped_by)
         return self.tally.status
 
     def log_end(self, stopped_by: int | None) -> None:
@@ -2061,7 +2067,7 @@ def read_words(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 def is_long_name_with_one_dash(word: str) -> bool:
     """Tell whether a word is like -skey, which argparse takes for -s with "key".
 
-    So a value that is joined to its letter must not look like a word (-Hlocalhost).
+    A value joined to its letter is refused, too, if it looks like a word (-Hlocalhost).
     """
     name, equals, _ = word.partition("=")
     switches = [option.short[1:] for option in ALL_OPTIONS if not option.metavar]
@@ -2173,7 +2179,7 @@ def open_journal(settings: Settings) -> Journal | None:
 
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 ANSWER_SECONDS = 0.3  # after a signal, in which a write may still be answered
-END_SECONDS = 0.4  # after that, in which the end may be reported
+END_SECONDS = 0.4  # after that, in which the end may be reported; then half of it
 
 
 def take_signals(stop: Stop) -> None:
@@ -2241,7 +2247,7 @@ def run_and_report(
         except OutputBroken as broken:
             report.output_broke(broken)
     if stop.signal is not None:  # the end has a time of its own
-        signal.setitimer(signal.ITIMER_REAL, END_SECONDS, END_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, END_SECONDS, END_SECONDS / 2)
     stop.run_is_over = True
     duo.stop_reusing()
     return report.end(stop.signal)

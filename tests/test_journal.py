@@ -701,6 +701,19 @@ def test_without_a_journal_nothing_more_is_written(
         assert result.summary["exit_status"] == 1
 
 
+def test_the_log_has_a_write_that_the_journal_cannot_take(
+    tenant: Tenant, run: Run, path: Path
+) -> None:
+    tenant.add_phone("ann")
+    with full_disk(0):
+        result = run("-v", "--journal", str(path))
+    stamped, error, summary = result.err.splitlines()
+    assert " stamped: " in stamped
+    assert error.endswith(f" error: {NOT_WRITTEN}")
+    assert ": 1 stamped; " in summary
+    assert (result.status, path.read_bytes()) == (1, b"")
+
+
 @contextlib.contextmanager
 def disk_full_at_a_deletion(tenant: Tenant, path: Path) -> Iterator[None]:
     """Let files grow no more once a deletion has arrived."""

@@ -327,19 +327,20 @@ def waiting(stream: IO[str]) -> int:
 
 
 @pytest.mark.parametrize(
-    ("argv", "output"),
+    ("argv", "output", "stderr"),
     [
-        pytest.param(["--json", "-v"], "stdout", id="the journal"),
-        pytest.param(["--dry-run", "-v"], "stdout", id="the table"),
-        pytest.param(["-vv"], "stderr", id="the log"),
+        pytest.param(["--json", "-v"], "stdout", subprocess.PIPE, id="the journal"),
+        pytest.param(["--dry-run", "-v"], "stdout", subprocess.PIPE, id="the table"),
+        pytest.param(["-vv"], "stderr", subprocess.PIPE, id="the log"),
+        pytest.param(["--json", "-v"], "stdout", subprocess.STDOUT, id="both"),
     ],
 )
 def test_a_signal_while_nobody_reads_the_output(
-    tenant: Tenant, argv: list[str], output: str
+    tenant: Tenant, argv: list[str], output: str, stderr: int
 ) -> None:
     for number in range(900):  # more than a pipe holds
         tenant.add_phone(f"user-{number}", name="pinned by a person, for good" * 2)
-    with start(tenant, *argv, bufsize=0) as child:
+    with start(tenant, *argv, bufsize=0, stderr=stderr) as child:
         try:
             stream = getattr(child, output)
             while waiting(stream) < 60_000:  # a pipe holds 64 KiB
@@ -349,6 +350,8 @@ def test_a_signal_while_nobody_reads_the_output(
             child.send_signal(signal.SIGTERM)
             assert child.wait(timeout=5) == 143
             assert time.monotonic() - began < 1.5
+            if output == "stdout" and child.stderr:
+                assert "error: stopped by SIGTERM" in child.stderr.read()
         except subprocess.TimeoutExpired:
             pytest.fail("the run goes on")
         finally:

@@ -866,7 +866,7 @@ def test_a_read_that_tells_nothing_vouches_for_nothing(
 ) -> None:
     """A write fails, the phone is set up, and the next read of it fails, too.
 
-    The write was not answered, so that it is a failure and may still be carried out.
+    The write was not confirmed, so that it is a failure and may still be carried out.
     """
     ann = tenant.add_phone("ann", **write.fields)
     tenant.fail("status", method=write.method)

@@ -312,10 +312,8 @@ class Judgment:
         right = told.items() <= summary.items()
         self.check(right, f"{about}: {told} is summed up as {summary}")
         fair = {int(bool(told["failed"] or told["unknown_user"]))}
-        if attempt.told_to_end and attempt.unheard:
-            fair.add(TERMINATED)  # unless it had written the summary before
-        elif attempt.told_to_end:
-            fair = {TERMINATED}
+        if attempt.told_to_end:  # perhaps too late
+            fair.add(TERMINATED)
         text = f"exit {attempt.status} after {told}, {summary}"
         self.check(attempt.status in fair, f"{about}: {text}")
         same = summary.get("exit_status") == attempt.status

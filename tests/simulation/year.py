@@ -333,6 +333,8 @@ class Year:
         Time passes, too, if it is sure that no write is on its way.
         """
         with self.lock:
+            if attempt.told_to_end:  # it will soon be over
+                return
             if self.random.random() >= attempt.eventful * chance:
                 return
             self.happen(phone_id)
@@ -692,7 +694,9 @@ class Year:
                     self.terminate(attempt)
                 else:
                     self.story.append(f"  {attempt.number} dies after this answer")
-                    attempt.dead = True  # but for a process, at its next look at time
+                    attempt.dead = (
+                        True  # in this process, when it next asks for the time
+                    )
             self.die(attempt, "after")
             if reads and attempt.child:
                 attempt.stops_at -= 1
@@ -747,7 +751,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.year")
     parser.add_argument("--runs", type=int, default=RUNS)
     parser.add_argument("--seed", type=int, default=1, help="of the first year")
-    text = "of the runs, from 0 to 1, that are processes, and are killed (slow)"
+    text = "of the runs, from 0 to 1, that are processes (slow)"
     parser.add_argument("--real", type=float, default=0, metavar="SHARE", help=text)
     parser.add_argument(
         "--quick", action="store_true", help="no answer is awaited in vain"
