@@ -569,7 +569,7 @@ class Tenant:
             self._limits[path] = _Limit(requests, seconds)
 
     def refuse(self, times: int | None = None) -> None:
-        """Reset the next `times` connections before TLS begins (None: all; 0: none).
+        """Reset the next `times` connections as TLS begins (None: all; 0: none).
 
         Those that there are live on; see `close_idle`.
         """
@@ -638,8 +638,7 @@ class Tenant:
                 raw.close()
                 return
             if self._is_refused():
-                _reset_on_close(raw)
-                raw.close()
+                self._refuse(raw)
                 continue
             thread = threading.Thread(target=self._serve, args=(raw,), daemon=True)
             with self._traffic:
@@ -654,6 +653,17 @@ class Tenant:
                 self._refusals -= 1
             self.refused += 1
             return True
+
+    def _refuse(self, raw: socket.socket) -> None:
+        """Reset a connection, but not before its client has begun to use it.
+
+        Before Python 3.13, a client loses the socket that is reset before TLS: it stays
+        open until it is collected as garbage.
+        """
+        with contextlib.suppress(OSError), raw:
+            raw.settimeout(HANDSHAKE_SECONDS)
+            raw.recv(1)
+            _reset_on_close(raw)
 
     def _serve(self, raw: socket.socket) -> None:
         """Answer the requests of one connection until one side has had enough."""
