@@ -205,12 +205,14 @@ def test_a_limit_of_phones_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def by_phones(run: Run, found: list[Phone]) -> list[Phone]:
         due = [phone for phone in found if phone.verdict is Verdict.DELETE]
         limit = run.settings.max_deletions
+        if run.settings.dry_run:  # which would tell of no failure, and delete nothing
+            return plan(run, found)
         if limit is None or len(due) <= limit:
             return found
         return plan(run, found)
 
     monkeypatch.setattr(Run, "plan", by_phones)
-    live_until_noticed("users lose a phone|failures: ", 26, 1, 17)
+    live_until_noticed("users lose a phone", 26, 1, 17)
 
 
 def test_a_walk_that_ends_early_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -638,7 +638,7 @@ class Tenant:
                 raw.close()
                 return
             if self._is_refused():
-                self._refuse(raw)
+                _reset_as_tls_begins(raw)
                 continue
             thread = threading.Thread(target=self._serve, args=(raw,), daemon=True)
             with self._traffic:
@@ -653,17 +653,6 @@ class Tenant:
                 self._refusals -= 1
             self.refused += 1
             return True
-
-    def _refuse(self, raw: socket.socket) -> None:
-        """Reset a connection, but not before its client has begun to use it.
-
-        Before Python 3.13, a client loses the socket that is reset before TLS: it stays
-        open until it is collected as garbage.
-        """
-        with contextlib.suppress(OSError), raw:
-            raw.settimeout(HANDSHAKE_SECONDS)
-            raw.recv(1)
-            _reset_on_close(raw)
 
     def _serve(self, raw: socket.socket) -> None:
         """Answer the requests of one connection until one side has had enough."""
@@ -1167,6 +1156,18 @@ def _reset_on_close(sock: socket.socket) -> None:
     """Not lingering at all makes of the close that follows a reset."""
     linger = struct.pack("ii", 1, 0)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+
+def _reset_as_tls_begins(sock: socket.socket) -> None:
+    """Reset a connection, but not before its client has begun to use it.
+
+    Before Python 3.13, a client loses the socket that is reset before TLS: it stays
+    open until it is collected as garbage.
+    """
+    with contextlib.suppress(OSError), sock:
+        sock.settimeout(HANDSHAKE_SECONDS)
+        sock.recv(1)
+        _reset_on_close(sock)
 
 
 def _credentials(headers: Message) -> tuple[bytes, bytes]:

@@ -694,9 +694,8 @@ class Year:
                     self.terminate(attempt)
                 else:
                     self.story.append(f"  {attempt.number} dies after this answer")
-                    attempt.dead = (
-                        True  # in this process, when it next asks for the time
-                    )
+                    # In this process, it dies when it next asks for the time.
+                    attempt.dead = True
             self.die(attempt, "after")
             if reads and attempt.child:
                 attempt.stops_at -= 1
