@@ -13,7 +13,7 @@ import time
 from collections import Counter, deque
 
 from tests.simulation.people import People, owners_of
-from tests.simulation.runs import Attempt, Write
+from tests.simulation.runs import Attempt, Write, text_of
 from tests.simulation.tenant import Record
 
 FRESH = 2  # seconds: a write comes no later after the read of its phone was asked for
@@ -22,16 +22,17 @@ IN_A_ROW = 4  # phones that fail in passing, one after the other: then a run end
 PASSING = (
     "no answer from ",
     " answers 5",
+    "not as Duo does",
     "more than 2 s passed",
     "cannot be read",
     "is not the record of this phone",
     "does not say whose",
-    "is not Duo's Admin API",
 )
 """What is told of a phone that failed in passing."""
 TERMINATED = 143  # exit status after a SIGTERM
 UNCONFIRMED = "it may still be carried out"
-DEEDS = ("stamped", "deleted", "untagged")
+DEEDS = ("stamped", "untagged", "deleted")
+"""In the order in which a run does them: harmless ones first."""
 DEEDS_OF_A_DRY_RUN = {
     "would_stamp": "stamped",
     "would_delete": "deleted",
@@ -83,7 +84,7 @@ class Judgment:
         read = write.read
         age = passed - read.asked
         limit = FRESH
-        if attempt.real or attempt.drips:
+        if attempt.real:
             limit += DELAY
         self.check(age <= limit, f"{about}: read {age:.1f} s before")
         due = read.phone.due(now, attempt.grace_period)
@@ -93,24 +94,41 @@ class Judgment:
         self.check(not attempt.dry, f"{about}: in a dry run")
         wanted = attempt.untag or write.deed != "untagged"
         self.check(wanted, f"{about}: without --untag")
-        agreed = not attempt.asks or attempt.agreed & {"", write.phone_id}
+        agreed = not attempt.asks or attempt.agreed & {write.deed, write.phone_id}
         self.check(agreed, f"{about}: nobody said yes")
+        self.check(not attempt.journal_broke, f"{about}: its journal is broken")
+        order = [DEEDS.index(each.deed) for each in attempt.writes]
+        self.check(order == sorted(order), f"{about}: not harmless things first")
         self.judge_owners(attempt, write, about)
         if write.deed == "stamped":
-            tag = re.fullmatch("[0-9]{10}", write.name)
-            right = tag and read.now <= int(write.name) <= now
-            text = f"{write.name}, not from {read.now} to {now}"
-            self.check(right, f"{about}: {text}")
+            self.judge_tag(attempt, write, now, about)
         if write.deed == "deleted":
             self.judge_deletion(attempt, write, about)
 
     def judge_owners(self, attempt: Attempt, write: Write, about: str) -> None:
-        """Everybody it was said to be of must still have the phone."""
+        """The phone must be of those it was said to be of, and of nobody else."""
         owners = owners_of(write.read.record)
         self.check(attempt.concerns(owners), f"{about}: nobody named {owners}")
-        known = attempt.counted.get(write.phone_id, set())
-        known = known | attempt.asked_about.get(write.phone_id, set())
-        self.check(known <= owners, f"{about}: of {known}, moved to {owners}")
+        counted = attempt.counted.get(write.phone_id, set())
+        for known in (counted, attempt.asked_about.get(write.phone_id, counted)):
+            self.check(known == owners, f"{about}: of {known}, moved to {owners}")
+
+    def judge_tag(self, attempt: Attempt, write: Write, now: float, about: str) -> None:
+        """It is the time of the read, or as before where that may still be written."""
+        tags = [
+            each.name
+            for each in attempt.writes
+            if each.phone_id == write.phone_id and each.sequence not in self.refused
+        ]
+        since = write.read.now
+        if attempt.loses_unseen:
+            since = attempt.first_read[write.phone_id]
+        tag = re.fullmatch("[0-9]{10}", write.name)
+        right = tag and since <= int(write.name) <= now
+        if len(tags) > 1:
+            right = write.name == tags[0]
+        text = f"{write.name}, not from {since} to {now}, or {tags}"
+        self.check(right, f"{about}: {text}")
 
     def judge_deletion(self, attempt: Attempt, write: Write, about: str) -> None:
         """It is in the journal, and within the limit."""
@@ -146,16 +164,13 @@ class Judgment:
     # What a run is to do
 
     def foretell(self, attempt: Attempt, now: float) -> dict[str, str]:
-        """Return what a run is to do if nothing happens meanwhile."""
+        """Return what becomes of which phone if nothing happens meanwhile."""
         deeds = self.due(attempt, now)
-        if attempt.dry or self.within_limit(attempt, deeds):
-            return deeds
-        return {key: deed for key, deed in deeds.items() if deed != "deleted"}
-
-    def foretell_failures(self, attempt: Attempt, now: float) -> int:
-        """Return how many failures it tells of then: a limit that is exceeded."""
-        exceeded = not self.within_limit(attempt, self.due(attempt, now))
-        return int(exceeded and attempt.limit != 0)
+        if not self.within_limit(attempt, deeds):
+            for phone_id, deed in deeds.items():
+                if deed == "deleted":
+                    deeds[phone_id] = "left"
+        return deeds
 
     def due(self, attempt: Attempt, now: float) -> dict[str, str]:
         """Return what is due to the phones that a run is to look at."""
@@ -178,96 +193,76 @@ class Judgment:
 
     # What a run told
 
-    def review(self, attempt: Attempt, expected: dict[str, str], failures: int) -> None:
-        """Hold what a run told against what it did.
-
-        `expected` are its deeds and `failures` its failures if it is a quiet one.
-        """
+    def review(self, attempt: Attempt, expected: dict[str, str]) -> None:
+        """Hold what a run told against what it did, and a quiet one was to do."""
         about = f"run {attempt.number}"
-        attempt.err.seek(0)
-        err = attempt.err.read()
+        err = text_of(attempt.err)
         self.check("Traceback" not in err, f"{about}: {err}")
-        journal = attempt.journal()
-        outcomes = self.outcomes(attempt, journal, about)
-        self.review_deeds_told(attempt, outcomes, about)
-        self.review_events(attempt, journal, about)
+        self.review_deeds_told(attempt, about)
+        for event in attempt.journal():
+            self.review_event(attempt, event, about)
         self.review_file(attempt, about)
         if attempt.dead:
             return
-        self.review_deeds_done(attempt, outcomes, about)
-        self.review_failures_in_a_row(journal, about)
-        told = Counter(event["event"] for event in journal)
-        self.review_summary(attempt, journal, told, about)
+        self.review_deeds_done(attempt, about)
+        self.review_failures_in_a_row(attempt, about)
+        self.review_summary(attempt, about)
         if attempt.quiet:
-            self.review_quiet(attempt, outcomes, told, expected, failures, about)
+            self.review_quiet(attempt, expected, about)
 
-    def outcomes(
-        self, attempt: Attempt, journal: list[Record], about: str
-    ) -> dict[str, str]:
-        """Return what became of each phone."""
-        outcomes: dict[str, str] = {}
-        for event in journal:
-            what = event["event"]
-            phone_id = event.get("phone_id")
-            if not phone_id or what in ("deleting", "waiting", "named"):
-                continue
-            self.check(phone_id not in outcomes, f"{about}: twice told of {phone_id}")
-            outcomes[phone_id] = what
-        return outcomes
-
-    def review_deeds_told(
-        self, attempt: Attempt, outcomes: dict[str, str], about: str
-    ) -> None:
+    def review_deeds_told(self, attempt: Attempt, about: str) -> None:
         """What is told must have been sent, and done."""
-        kinds = {fault.kind for fault in attempt.faults}
         possible = attempt.done & attempt.sent
-        # Sent on a connection that has just ended, and never seen by the tenant.
-        if "close_after" in kinds or (attempt.parallel and attempt.cut_at):
+        if attempt.loses_unseen:
             possible |= attempt.done
-        if "answer" in kinds:  # even to a refusal
+        if any(fault.kind == "answer" for fault in attempt.faults):  # to a refusal
             possible |= attempt.sent
-        for phone_id, what in outcomes.items():
+        told = [event["phone_id"] for event in attempt.outcomes()]
+        self.check(len(told) == len({*told}), f"{about}: twice told of one of {told}")
+        for event in attempt.outcomes():
+            what = event["event"]
+            phone_id = event["phone_id"]
             right = what not in DEEDS or (what, phone_id) in possible
             self.check(right, f"{about}: not {what} {phone_id}")
             there = what in ("gone", "deleted") and phone_id in self.people.phones
             self.check(not there, f"{about}: {what} is still there: {phone_id}")
 
-    def review_events(
-        self, attempt: Attempt, journal: list[Record], about: str
-    ) -> None:
-        """What is told of a deed must be what it relied on, and what it wrote."""
-        for event in journal:
-            what = event["event"]
-            phone_id = event.get("phone_id")
-            writes = [each for each in attempt.writes if each.phone_id == phone_id]
-            if what == "stamped" and writes:
-                tags = [iso(int(each.name)) for each in writes]
-                right = event["tagged"] in tags
-                self.check(right, f"{about}: {event}, sent {tags}")
-            unrefused = [each for each in writes if each.sequence not in self.refused]
-            if what == "failed" and unrefused:
-                right = UNCONFIRMED in event["error"]
-                self.check(right, f"{about}: does not say what may come: {event}")
-            if what == "untagged" and writes:
-                names = [each.read.record["name"] for each in writes]
-                right = event["record"].get("name") in names
-                self.check(right, f"{about}: no longer {names}: {event}")
+    def review_event(self, attempt: Attempt, event: Record, about: str) -> None:
+        """What is told must be what it relied on, and what it wrote."""
+        what = event["event"]
+        phone_id = event.get("phone_id")
+        writes = [each for each in attempt.writes if each.phone_id == phone_id]
+        if what == "changed":
+            self.check(event.get("reason"), f"{about}: no reason: {event}")
+        if what == "stamped" and writes:
+            tags = [iso(int(each.name)) for each in writes]
+            self.check(event["tagged"] in tags, f"{about}: {event}, sent {tags}")
+        if what == "untagged" and writes:
+            names = [each.read.record["name"] for each in writes]
+            right = event["record"].get("name") in names
+            self.check(right, f"{about}: no longer {names}: {event}")
+        open_ones = [each for each in writes if each.sequence not in self.refused]
+        if what == "failed" and open_ones:
+            right = UNCONFIRMED in event["error"]
+            self.check(right, f"{about}: does not say what may come: {event}")
+            right = attempt.is_cut_short or attempt.loses_unseen
+            right = right or writes[-1].looked_after or writes[-1] not in open_ones
+            self.check(right, f"{about}: does not look after it: {event}")
 
     def review_file(self, attempt: Attempt, about: str) -> None:
-        """The file has all that standard output has."""
-        if attempt.dead or attempt.dry or not attempt.file or attempt.journal_breaks:
+        """The file has all that standard output has: it comes first."""
+        if attempt.dry or not attempt.file or attempt.journal_breaks:
             return
         missing = {*attempt.lines()} - {*attempt.written()}
         self.check(not missing, f"{about}: not in the journal: {missing}")
 
-    def review_deeds_done(
-        self, attempt: Attempt, outcomes: dict[str, str], about: str
-    ) -> None:
+    def review_deeds_done(self, attempt: Attempt, about: str) -> None:
         """What was sent must be told, as done or as failed: it may yet be done."""
+        outcomes = {each["phone_id"]: each["event"] for each in attempt.outcomes()}
         for write in attempt.writes:
             outcome = outcomes.get(write.phone_id)
             fair: set[str | None] = {write.deed}
-            if attempt.troubled or attempt.told_to_end:
+            if attempt.troubled or (attempt.real and attempt.told_to_end):
                 fair.add("failed")
             if attempt.deeds.get(write.phone_id) != "deleted":
                 fair.add("gone")  # if it is: see above
@@ -275,40 +270,32 @@ class Judgment:
                 fair.add(None)  # "deleting" was the last that could be told of it
             if write.sequence in self.refused:
                 fair.update(("changed", "failed"))
+                if attempt.is_cut_short:
+                    fair.add(None)  # it changed nothing
             text = f"{write.deed} {write.phone_id}, told {outcome}"
             self.check(outcome in fair, f"{about}: {text}")
 
-    def review_failures_in_a_row(self, journal: list[Record], about: str) -> None:
+    def review_failures_in_a_row(self, attempt: Attempt, about: str) -> None:
         """So many phones that fail in passing, one after the other, end a run."""
         in_a_row = 0
-        for event in journal:
-            what = event["event"]
-            if "phone_id" not in event or what in ("deleting", "waiting", "named"):
-                continue
+        for event in attempt.outcomes():
             self.check(in_a_row < IN_A_ROW, f"{about}: goes on after {in_a_row}")
-            if what == "failed" and any(text in event["error"] for text in PASSING):
-                in_a_row += 1
-            else:
+            error = event.get("error", "")
+            in_a_row += 1
+            if not any(text in error for text in PASSING):
                 in_a_row = 0
-        ends = [event for event in journal if "phones in a row" in str(event)]
+        ends = [each for each in attempt.lines() if "phones in a row" in each]
         self.check(in_a_row == IN_A_ROW or not ends, f"{about}: {in_a_row}, {ends}")
 
-    def review_summary(
-        self,
-        attempt: Attempt,
-        journal: list[Record],
-        told: Counter[str],
-        about: str,
-    ) -> None:
+    def review_summary(self, attempt: Attempt, about: str) -> None:
         """The last line counts what was told, and has the exit status."""
-        summary: Record = {}
-        if journal:
-            summary = journal[-1]
+        told = Counter(event["event"] for event in attempt.journal())
         most = 1
         if attempt.journal_breaks:  # at the first one: that changes the status
             most = 2
+        summary: Record = [{}, *attempt.journal()][-1]
         right = summary.get("event") == "summary" and told.pop("summary") <= most
-        self.check(right, f"{about}: no summary, or too many: {journal}")
+        self.check(right, f"{about}: no summary, or too many: {attempt.lines()}")
         right = told.items() <= summary.items()
         self.check(right, f"{about}: {told} is summed up as {summary}")
         fair = {int(bool(told["failed"] or told["unknown_user"]))}
@@ -320,25 +307,21 @@ class Judgment:
         self.check(same, f"{about}: {text}")
 
     def review_quiet(
-        self,
-        attempt: Attempt,
-        outcomes: dict[str, str],
-        told: Counter[str],
-        expected: dict[str, str],
-        failures: int,
-        about: str,
+        self, attempt: Attempt, expected: dict[str, str], about: str
     ) -> None:
         """A run to which nothing happens does all that is due, and no more."""
         did = {}
-        for phone_id, what in outcomes.items():
-            if attempt.dry:
-                did[phone_id] = DEEDS_OF_A_DRY_RUN.get(what, what)
-            else:
-                did[phone_id] = what
-        self.check(did == expected, f"{about}: did {did}, not {expected}")
+        for event in attempt.outcomes():
+            what = event["event"]
+            did[event["phone_id"]] = DEEDS_OF_A_DRY_RUN.get(what, what)
+        told = Counter(event["event"] for event in attempt.journal())
+        failures = int("left" in expected.values() and attempt.limit != 0)
+        self.check(told["failed"] == failures, f"{about}: failures: {told}")
         unknown = attempt.names.count("nobody")
         self.check(told["unknown_user"] == unknown, f"{about}: unknown users: {told}")
-        self.check(told["failed"] == failures, f"{about}: failures: {told}")
+        if not attempt.tells_all:
+            expected = {k: what for k, what in expected.items() if what != "left"}
+        self.check(did == expected, f"{about}: did {did}, not {expected}")
         # A request on a connection that has just been closed does not arrive.
         requests = attempt.journal()[-1].get("requests", 0)
         lost = requests - attempt.requests

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -35,6 +35,9 @@ NAMES = (
     "104233",
     "20240701",
     "0612345678",
+    "1000012345",
+    "1201234567",
+    "1704067199",
     "170000000",
     "17000000000",
     "1_700_000_000",
@@ -46,20 +49,26 @@ NAMES = (
     "１７００００００００",  # noqa: RUF001
     "١٧٠٠٠٠٠٠٠٠",  # noqa: RUF001
     "DO NOT DELETE 1700000000",
+    "2125551234",
+    "4155550123",
+    "9876543210",
 )
-"""What people call a phone: none of it was written by a run."""
-FUTURE_NAMES = ("2125551234", "4155550123", "9876543210")
-"""Ten digits that people write, too: other phone numbers. They read as times to come.
-"""
+"""What people call a phone: none of it was written by a run. The last ones are other
+phone numbers, which read as times to come."""
 NOT_LIMBO = (
-    (True, "Apple iOS"),
-    (True, "Google Android"),
+    *[(True, "Apple iOS"), (True, "Google Android")] * 2,
     (True, None),
     (True, GENERIC[0]),
     (True, GENERIC[1]),
     (False, "Unknown"),
+    (None, GENERIC[0]),
+    (MISSING, GENERIC[1]),
+    (0, GENERIC[2]),
+    (1, "Apple iOS"),
+    (MISSING, "Apple iOS"),
 )
-"""What is in the record of a phone once it is set up, or is one for calls only."""
+"""What is in the record of a phone once it is set up, or is one for calls only; or does
+not say whether it is activated, as were Duo to drop the field."""
 GARBLED: list[Any] = ["yesterday", "2025-13-01", [], True, 1.5]
 """A last_seen that nobody can read."""
 
@@ -68,12 +77,9 @@ GARBLED: list[Any] = ["yesterday", "2025-13-01", [], True, 1.5]
 class Clock:
     """The time of a year, in seconds. Nobody sets it."""
 
-    now: float
-    """Since the epoch, as everybody's watch shows it."""
-    slept: float = 0
-    """How much of it the machine has slept."""
-    paused: float = 0
-    """How long runs have paused while no watch went on."""
+    now: float  # since the epoch, as everybody's watch shows it
+    slept: float = 0  # how much of it the machine has slept
+    paused: float = 0  # how long runs have paused while no watch went on
 
     def boot(self) -> float:
         """What CLOCK_BOOTTIME shows."""
@@ -89,23 +95,19 @@ class Phone:
     """What is true of a phone, whatever form its record gives to that."""
 
     limbo: bool = True
-    tag: int | None = None
-    """Its name, if a run wrote it."""
-    named: bool = False
-    """A person wrote its name."""
+    activated: bool = False
+    tag: int | None = None  # its name, if a run wrote it
+    named: bool = False  # a person wrote its name
     used: int | None = None
-    readable: bool = True
-    """Its last_seen says so in a way that can be read."""
+    readable: bool = True  # its last_seen says so in a way that can be read
 
     def due(self, now: float, grace_period: int) -> str | None:
         """Return the one thing that a run may do to it: this is the promise."""
         if self.tag is not None and self.tag > now:
             return None
-        if not self.limbo:
-            if self.tag is None:
-                return None
+        if self.activated and self.tag is not None:
             return "untagged"
-        if self.named:
+        if not self.limbo or self.named:
             return None
         if self.tag is None:
             return "stamped"
@@ -153,13 +155,13 @@ class People:
         if len(self.phones) >= MANY_PHONES:
             removal = 20
         deeds: dict[Callable[[str], object], int] = {
-            self.finish: 4,
+            self.finish: 6,
             self.use: 4,
             self.restart: 3,
-            self.name: 3,
-            self.name_in_the_future: 1,
+            self.name: 4,
             self.unname: 2,
-            self.share: 1,
+            self.share: 2,
+            self.leave: 2,
             self.move: 2,
             self.log_in: 1,
             self.garble: 1,
@@ -196,8 +198,7 @@ class People:
 
     def limbo(self) -> Record:
         """Return what a record has that is in limbo."""
-        activated = self.random.choice((False, None, MISSING))
-        return {"platform": self.random.choice(GENERIC), "activated": activated}
+        return {"platform": self.random.choice(GENERIC), "activated": False}
 
     def begin(self) -> None:
         fields = self.limbo()
@@ -210,13 +211,16 @@ class People:
         self.tell(phone_id, f"begun by {user}")
 
     def restart(self, phone_id: str) -> None:
-        self.change(phone_id, **self.limbo()).limbo = True
+        phone = self.change(phone_id, **self.limbo())
+        phone.limbo = True
+        phone.activated = False
 
     def finish(self, phone_id: str) -> None:
-        """Somebody sets it up, or it turns out to be one for calls only."""
+        """Somebody sets it up, or it turns out to be no such phone."""
         activated, platform = self.random.choice(NOT_LIMBO)
         phone = self.change(phone_id, activated=activated, platform=platform)
         phone.limbo = False
+        phone.activated = activated is True
         self.use(phone_id)
 
     def use(self, phone_id: str) -> None:
@@ -239,9 +243,6 @@ class People:
         own = (number, number[-10:], number[-10:], number[-10:])
         self.call(phone_id, self.random.choice(NAMES + own))
 
-    def name_in_the_future(self, phone_id: str) -> None:
-        self.call(phone_id, self.random.choice(FUTURE_NAMES))
-
     def call(self, phone_id: str, name: str) -> None:
         phone = self.change(phone_id, name=name)
         phone.named = True
@@ -259,8 +260,14 @@ class People:
         for user in self.random.sample(USERS, self.random.choice((1, 1, 1, 4, 10))):
             if user not in owners:
                 owners.append(user)
-        self.tenant.move_phone(phone_id, *owners)
-        self.tell(phone_id, f"shared by {owners}")
+        self.give(phone_id, owners)
+
+    def leave(self, phone_id: str) -> None:
+        """One of those who share it does so no longer."""
+        owners = self.owners(phone_id)
+        if len(owners) > 1:
+            owners.remove(self.random.choice(owners))
+        self.give(phone_id, owners)
 
     def move(self, phone_id: str) -> None:
         """It becomes somebody else's, although one of those may keep it who had it."""
@@ -269,8 +276,11 @@ class People:
             kept = self.owners(phone_id)[0]
             if kept not in owners:
                 owners.append(kept)
+        self.give(phone_id, owners)
+
+    def give(self, phone_id: str, owners: list[str]) -> None:
         self.tenant.move_phone(phone_id, *owners)
-        self.tell(phone_id, f"moved to {owners}")
+        self.tell(phone_id, f"of {owners}")
 
     def log_in(self, phone_id: str) -> None:
         """One of its users logs in: with another phone, or by a text."""
@@ -305,9 +315,3 @@ class People:
     def abandoned(self) -> list[Phone]:
         """Return the phones that runs should have deleted by the end of a year."""
         return [each for each in self.phones.values() if each.limbo and not each.named]
-
-    def unreadable(self) -> Iterator[str]:
-        """Yield the phones whose last_seen nobody can read."""
-        for phone_id, phone in self.phones.items():
-            if not phone.readable:
-                yield phone_id

@@ -82,8 +82,8 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "reset_before": (),
     "reset_after": (),
     "close_before": (),
-    "truncate": (),
-    "junk": ("body", "content_type"),
+    "truncate": ("length",),
+    "junk": ("body",),
     "hang": ("before",),
     "answer": ("response", "metadata", "envelope"),
     "close_after": (),
@@ -92,17 +92,16 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "ignore_names": (),
     "end_early": (),
     "endless": ("page",),
-    "hold": ("seconds",),
+    "hold": (),
     "delay": ("seconds",),
     "interim": ("status",),
-    "answer_twice": ("status", "response", "data"),
+    "answer_twice": ("response", "data"),
 }
 """The kinds of fault, each with the options it takes; see `Tenant.fail`."""
 RELEASABLE = ("hang", "drip", "hold")
-ENDLESS_PAGES = ("empty", "same")
 
 MODIFIABLE = ("name", "number", "extension", "type", "platform")
-MAX_LIMITS = {"users": 300, "phones": 500}
+MAX_LIMIT = 300
 MAX_NAMES = 100
 MAX_SKEW_SECONDS = 300
 HANDSHAKE_SECONDS = 10
@@ -187,15 +186,12 @@ class _Message:
     headers: Message
     body: bytes
 
-    def params(self) -> Record | None:
-        """The query or the JSON object in the body; None if that is no such thing."""
-        if self.body:
-            return _json_object(self.body)
-        return dict(self.query)
-
-    def is_last(self) -> bool:
-        """Whether the client wants the connection closed after the answer."""
-        return str(self.headers.get("Connection", "")).lower() == "close"
+    def params(self) -> Record:
+        """The query, or the JSON object in the body."""
+        if not self.body:
+            return dict(self.query)
+        params: Record = json.loads(self.body)
+        return params
 
 
 @dataclass
@@ -209,6 +205,8 @@ class _Answer:
     """Sent in place of the document."""
     content_type: str = "application/json"
     truncated: bool = False
+    length: int | None = None
+    """What its Content-Length says, if not the truth."""
     drip: Fault | None = None
     followed_by: bytes = b""
     """What is sent at once behind it."""
@@ -235,20 +233,8 @@ class _Drop(Exception):
 class Tenant:
     """The tenant, and the server that answers for it while the context is open."""
 
-    def __init__(
-        self,
-        *,
-        port: int = 0,
-        ikey: str = IKEY,
-        skey: str = SKEY,
-        clock: Callable[[], float] = time.time,
-        cert_host: str = "localhost",
-    ) -> None:
-        """Prepare a tenant.
-
-        `clock` gives the times that it writes into records by itself. `cert_host` is
-        the name in its certificate.
-        """
+    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        """`clock` gives the times that it writes into records by itself."""
         self.users: dict[str, Record] = {}
         """By id, in the order of the listing. ``phones`` is a list of phone ids, which
         become records in an answer; any other value is answered as it is."""
@@ -257,16 +243,11 @@ class Tenant:
         self.lock = threading.RLock()
         """Held while a request is carried out on the records."""
         self.permissions = {"read", "write"}
-        self.delete_status = 200
-        """Of the answer to a DELETE that deletes: 200, or 204, which has no body."""
         self.gone_status = 200
-        """The same for a phone that is already gone; this may also be 404. An id that
-        no phone ever had is answered 404 in any case."""
+        """Of the answer to a DELETE of a phone that is already gone: 200 or 404. An id
+        that no phone ever had is answered 404 in any case."""
         self.last_offset_null = False
         """Whether ``next_offset`` is null on the last page, instead of left out."""
-        self.idle_seconds: float | None = 60.0
-        """A connection that waits so long for a request is closed without a word.
-        None: never. It is looked at when a wait begins."""
         self.look_up_counts_all = False
         """Whether ``total_objects`` of a look-up by names counts all users."""
         self.requests: list[Request] = []
@@ -274,12 +255,9 @@ class Tenant:
         self.refused = 0
         """How many connections have been refused; they are none of `connections`."""
         self.server_names: list[str | None] = []
+        """The hosts that their clients named in the handshake."""
 
-        self._port = port
-        self._ikey = ikey
-        self._skey = skey
         self._clock = clock
-        self._cert_host = cert_host
         self._random = random.Random(0)
         self._user_ids: dict[str, str] = {}
         self._phone_ids: set[str] = set()  # of the deleted ones, too
@@ -292,28 +270,26 @@ class Tenant:
         # Guards everything about the traffic; `lock` guards the records alone, so that
         # a test that holds it still sees requests arrive.
         self._traffic = threading.Condition()
-        self._refusals: int | None = 0
+        self._refusals = 0
         self._sockets: set[ssl.SSLSocket] = set()
         # What those of them do that are not at work on a request.
         self._sending: set[ssl.SSLSocket] = set()
         self._idle: set[ssl.SSLSocket] = set()
         self._threads: set[threading.Thread] = set()
-        self._handshake = threading.local()
         self._stopping = threading.Event()
 
     # Starting and stopping
 
     def __enter__(self) -> Tenant:
         self._directory = tempfile.TemporaryDirectory()
-        authority, certificate = _certificate(self._cert_host)
+        authority, certificate = _certificate("localhost")
         self.ca_certs = Path(self._directory.name, "ca.pem")
         authority.cert_pem.write_to_path(str(self.ca_certs))
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.sni_callback = self._note_server_name
         certificate.configure_cert(self._context)
-        self._listener = socket.create_server(("127.0.0.1", self._port), backlog=128)
-        self._port = self._listener.getsockname()[1]
-        self.host = f"localhost:{self._port}"
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.host = f"localhost:{self._listener.getsockname()[1]}"
         self._acceptor = threading.Thread(target=self._accept, daemon=True)
         self._acceptor.start()
         return self
@@ -340,8 +316,8 @@ class Tenant:
         """The settings of a program that is to use this tenant."""
         return {
             "DUO_HOST": self.host,
-            "DUO_IKEY": self._ikey,
-            "DUO_SKEY": self._skey,
+            "DUO_IKEY": IKEY,
+            "DUO_SKEY": SKEY,
             "DUO_CA_CERTS": str(self.ca_certs),
         }
 
@@ -350,10 +326,7 @@ class Tenant:
     def add_user(
         self, username: str, *, aliases: Iterable[str] = (), **fields: Any
     ) -> str:
-        """Add a user without phones; give its id. `fields` override the record's.
-
-        None as ``is_enrolled`` becomes, in an answer, whether the user has a phone.
-        """
+        """Add a user without phones; give its id. `fields` override the record's."""
         by_number = {f"alias{n}": alias for n, alias in enumerate(aliases, 1)}
         with self.lock:
             user_id = self._new_id("DU")
@@ -369,7 +342,6 @@ class Tenant:
                 "enable_auto_prompt": True,
                 "firstname": username.title(),
                 "groups": [],
-                "is_enrolled": None,
                 "last_directory_sync": None,
                 "last_login": None,
                 "lastname": "Example",
@@ -515,7 +487,8 @@ class Tenant:
             `code`, `message`, `message_detail`; or `body` and `content_type`.
         reset_before, reset_after: reset the connection before or after the work.
         close_before: close the connection in good order, the work not done.
-        truncate: do the work, send half of the answer.
+        truncate: do the work, send half of the answer, whose Content-Length may say
+            any `length`.
         junk: do the work, answer with `body`.
         hang: say nothing until `release` is called, and then go on, or until the
             client goes away; `before` the work, unless that is False.
@@ -526,28 +499,22 @@ class Tenant:
         drip: do the work, send the answer's body byte by byte, `pause` (0.05) seconds
             apart, until `release` is called (then, the rest at once) or the client goes
             away.
-        ignore_names: list the users as if ``username`` and ``username_list`` had not
-            been sent.
+        ignore_names: list the users as if ``username_list`` had not been sent.
         end_early: leave ``next_offset`` out of a listing, as if it were the last page.
         endless: name a next page on each page of a listing, also past its end. `page`
             says what is on it: "empty" (nothing), or "same" (always the first page).
-        hold: do nothing for so many `seconds`, or until `release` is called, and then
-            do the work and answer, although the client may be gone: a request that is
-            delivered late.
+        hold: do nothing until `release` is called, and then do the work and answer,
+            although the client may be gone: a request that is delivered late.
         delay: do the work, and answer so many `seconds` later.
         interim: do the work, and send an interim answer, of `status` (103), before the
             true one. `slow` puts a pause between the two.
         answer_twice: do the work, answer, and send a second answer at once on the same
-            connection, which nobody has asked for: of `status` (200), with `response`
-            (""), or, for all of it, the bytes `data`.
+            connection, which nobody has asked for: with `response` (""), or, for all
+            of it, the bytes `data`.
         """
         unknown = set(how).difference(FAULTS[kind])
         if unknown:
             raise TypeError(f"A {kind!r} fault has no option {sorted(unknown)}")
-        if kind == "delay" and "seconds" not in how:
-            raise TypeError("A 'delay' fault needs its seconds")
-        if how.get("page", "empty") not in ENDLESS_PAGES:
-            raise ValueError(f"No page of an endless listing: {how['page']!r}")
         fault = Fault(kind, method, path, times, after, how)
         with self._traffic:
             self._faults.append(fault)
@@ -568,8 +535,8 @@ class Tenant:
         with self._traffic:
             self._limits[path] = _Limit(requests, seconds)
 
-    def refuse(self, times: int | None = None) -> None:
-        """Reset the next `times` connections as TLS begins (None: all; 0: none).
+    def refuse(self, times: int) -> None:
+        """Reset the next `times` connections as TLS begins.
 
         Those that there are live on; see `close_idle`.
         """
@@ -649,8 +616,7 @@ class Tenant:
         with self._traffic:
             if self._refusals == 0:
                 return False
-            if self._refusals is not None:
-                self._refusals -= 1
+            self._refusals -= 1
             self.refused += 1
             return True
 
@@ -692,21 +658,19 @@ class Tenant:
 
     def _shake_hands(self, sock: ssl.SSLSocket) -> int:
         """Give the number of the connection."""
-        self._handshake.server_name = None
         # Before the handshake ends: its end is seen by the client first.
         with self._traffic:
             self._idle.add(sock)
         sock.do_handshake()
+        sock.settimeout(None)
         with self._traffic:
             self.connections += 1
-            self.server_names.append(self._handshake.server_name)
             return self.connections
 
     def _note_server_name(
         self, _sock: ssl.SSLObject, name: str | None, _context: ssl.SSLContext
     ) -> None:
-        # Called during the handshake, in the connection's own thread.
-        self._handshake.server_name = name
+        self.server_names.append(name)
 
     def _pause(self, seconds: float) -> None:
         if seconds > 0:
@@ -718,40 +682,35 @@ class Tenant:
 
     def _exchange(self, sock: ssl.SSLSocket, reader: Any, connection: int) -> bool:
         """Read a request, answer it; say whether the connection lives on."""
-        message = self._read(sock, reader)
+        message = self._read(reader)
         if message is None:
             return False
         with self._traffic:
             self._idle.discard(sock)
-        params = message.params()
-        request = self._arrived(message, params or {}, connection)
+        request = self._arrived(message, connection)
         try:
             self._authenticate(message)
-            if params is None:
-                raise _Refusal(40002, "body")
             answer = self._carry_out(request, sock)
         except _Refusal as refusal:
             answer = refusal.answer
         self._pause(self._delays["request"] + answer.rows * self._delays["row"])
         self._send(sock, request, answer)
-        return not answer.close and not message.is_last()
+        return not answer.close
 
-    def _read(self, sock: ssl.SSLSocket, reader: Any) -> _Message | None:
+    def _read(self, reader: Any) -> _Message | None:
         """Read a request; None if there is none, as when the client has hung up."""
-        sock.settimeout(self.idle_seconds)
-        reader.peek(1)  # an OSError if nothing comes in this time
-        sock.settimeout(None)
         try:
             method, target, _version = reader.readline(65537).decode("latin-1").split()
             headers = http.client.parse_headers(reader)
             body = reader.read(int(headers.get("Content-Length", 0)))
-            url = urlsplit(target)  # through some proxies, a whole URL
+            url = urlsplit(target)
         except (ValueError, http.client.HTTPException):
             return None
         query = parse_qsl(url.query, keep_blank_values=True)
         return _Message(method, url.path, query, headers, body)
 
-    def _arrived(self, message: _Message, params: Record, connection: int) -> Request:
+    def _arrived(self, message: _Message, connection: int) -> Request:
+        params = message.params()
         with self._traffic:
             sequence = len(self.requests) + 1
             request = Request(
@@ -766,12 +725,12 @@ class Tenant:
         ikey, signature = _credentials(message.headers)
         if not signature:
             raise _Refusal(40101)
-        if ikey != self._ikey.encode():
+        if ikey != IKEY.encode():
             raise _Refusal(40102)
         parsed = email.utils.parsedate_tz(message.headers.get("Date", ""))
         if parsed is None:
             raise _Refusal(40104)
-        expected = _signature(message, self._skey)
+        expected = _signature(message)
         if not hmac.compare_digest(signature, expected.encode()):
             raise _Refusal(40103)
         # By the real time, whatever the clock says that gives the records theirs.
@@ -803,7 +762,7 @@ class Tenant:
 
     def _send(self, sock: ssl.SSLSocket, request: Request, answer: _Answer) -> None:
         body = _body(answer)
-        data = _head(answer, len(body))
+        data = _head(answer, answer.length or len(body))
         if answer.truncated:
             body = body[: len(body) // 2]
         if answer.drip is None:
@@ -903,13 +862,14 @@ class Tenant:
         if kind == "junk":
             answer.status = 200
             answer.body = fault.how.get("body", b"<html>not json")
-            answer.content_type = fault.how.get("content_type", "text/html")
+            answer.content_type = "text/html"
         if kind == "end_early":
             answer.document.get("metadata", {}).pop("next_offset", None)
         if kind == "drip":
             answer.drip = fault
         if kind == "truncate":
             answer.truncated = True
+            answer.length = fault.how.get("length")
         if kind == "connection_close":
             answer.announce_close = True
         if kind in ("truncate", "connection_close", "close_after"):
@@ -922,7 +882,7 @@ class Tenant:
 
     def _hold(self, fault: Fault, request: Request, sock: ssl.SSLSocket) -> None:
         fault.held.set()
-        fault.released.wait(fault.how.get("seconds"))
+        fault.released.wait()
         if self._stopping.is_set():
             raise _Drop
         if _has_left(sock):
@@ -956,58 +916,51 @@ class Tenant:
     # The API
 
     def _work(self, request: Request) -> _Answer:
-        parts = re.fullmatch(r"/admin/v1/(users|phones)(?:/([^/]+))?", request.path)
+        parts = re.fullmatch(r"/admin/v1/(users|phones/([^/]+))", request.path)
         if parts is None:
             raise _Refusal(40401)
-        kind, key = parts[1], unquote(parts[2] or "")
-        self._check_method(request.method, kind, key)
-        records = {"users": self.users, "phones": self.phones}[kind]
-        if not key:
-            return self._listing(kind, records, request.params)
-        if key not in records:
-            return self._gone(request.method, key)
+        phone_id = unquote(parts[2] or "")
+        self._check_method(request.method, phone_id)
+        if not phone_id:
+            return self._listing(request.params)
+        if phone_id not in self.phones:
+            return self._gone(request.method, phone_id)
         if request.method == "DELETE":
-            del records[key]
-            return _success("", status=self.delete_status)
+            del self.phones[phone_id]
+            return _success("")
         if request.method == "POST":
-            _modify(records[key], request.params)
-        return _success(self._expanded(records[key]))
+            _modify(self.phones[phone_id], request.params)
+        return _success(self._expanded(self.phones[phone_id]))
 
-    def _check_method(self, method: str, kind: str, key: str) -> None:
-        writable = kind == "phones" and key
-        if method != "GET" and not (writable and method in ("POST", "DELETE")):
-            raise _Refusal(40501)
-        permission = "write"
-        if method == "GET":
-            permission = "read"
+    def _check_method(self, method: str, phone_id: str) -> None:
+        permission = "read"
+        if method != "GET":
+            permission = "write"
+            if not phone_id or method not in ("POST", "DELETE"):
+                raise _Refusal(40501)
         if permission not in self.permissions:
             raise _Refusal(40301)
 
-    def _gone(self, method: str, key: str) -> _Answer:
+    def _gone(self, method: str, phone_id: str) -> _Answer:
         """The answer about what there is not, or not any more."""
-        deleted_again = method == "DELETE" and key in self._phone_ids
-        if deleted_again and self.gone_status != HTTPStatus.NOT_FOUND:
-            return _success("", status=self.gone_status)
+        deleted_again = method == "DELETE" and phone_id in self._phone_ids
+        if deleted_again and self.gone_status == HTTPStatus.OK:
+            return _success("")
         raise _Refusal(40401)
 
-    def _listing(
-        self, kind: str, records: dict[str, Record], params: dict[str, Any]
-    ) -> _Answer:
-        limit = _number(params, "limit", 100, 1, MAX_LIMITS[kind])
+    def _listing(self, params: Record) -> _Answer:
+        limit = _number(params, "limit", 100, 1, MAX_LIMIT)
         offset = _number(params, "offset", 0, 0, sys.maxsize - limit)
-        if kind == "users":
-            names = _names(params)
-            if names is not None:
-                return self._look_up(names)
-        rows = itertools.islice(records.values(), offset, offset + limit)
-        page = [self._expanded(record) for record in rows]
-        metadata: Record = {"total_objects": len(records)}
-        if offset + limit < len(records):
+        names = _names(params)
+        if names is not None:
+            return self._look_up(names)
+        rows = itertools.islice(self.users.values(), offset, offset + limit)
+        page = [self._expanded(user) for user in rows]
+        metadata: Record = {"total_objects": len(self.users)}
+        if offset + limit < len(self.users):
             metadata["next_offset"] = offset + limit
         elif self.last_offset_null:
             metadata["next_offset"] = None
-        if offset > 0:
-            metadata["prev_offset"] = max(0, offset - limit)
         return _success(page, metadata, rows=len(page))
 
     def _look_up(self, names: set[str]) -> _Answer:
@@ -1026,7 +979,7 @@ class Tenant:
 
     def _expanded(self, record: Record) -> Record:
         """The record as it is sent: with its phones or users in place of their ids."""
-        expanded = self._enrolled(record)
+        expanded = dict(record)
         if isinstance(record.get("phones"), list):
             expanded["phones"] = list(self._inner(record["phones"], self.phones))
         if isinstance(record.get("users"), list):
@@ -1040,15 +993,6 @@ class Tenant:
                 yield value
             elif value in records:
                 yield _as_inner(records[value])
-
-    def _enrolled(self, record: Record) -> Record:
-        """A copy; if it is a user's, it says whether the user has a phone."""
-        copied = dict(record)
-        if record.get("is_enrolled", MISSING) is None:
-            phones = record.get("phones")
-            there = isinstance(phones, list) and any(self._inner(phones, self.phones))
-            copied["is_enrolled"] = there
-        return copied
 
 
 def cast(tenant: Tenant, now: float) -> None:
@@ -1096,15 +1040,8 @@ def _set_up(platform: str, model: Any, last_seen: Any, **fields: Any) -> Record:
 
 
 def _as_inner(record: Record) -> Record:
-    """A phone within its user's record, or a user within a phone's.
-
-    It has no phones or users in turn, and Duo says there of every user that he or she
-    is not enrolled.
-    """
-    inner = {k: v for k, v in record.items() if k not in ("phones", "users")}
-    if "is_enrolled" in inner:
-        inner["is_enrolled"] = False
-    return inner
+    """A phone within its user's record, or a user within a phone's: it has neither."""
+    return {k: v for k, v in record.items() if k not in ("phones", "users")}
 
 
 def _without_missing(record: Record) -> Record:
@@ -1123,7 +1060,7 @@ def _as_understood(request: Request, fault: Fault | None) -> Request:
     if fault is None:
         return request
     if fault.kind == "ignore_names":
-        overlooked = ("username", "username_list")
+        overlooked = ("username_list",)
     if fault.kind == "endless" and fault.how.get("page") == "same":
         overlooked = ("offset",)
     params = {k: v for k, v in request.params.items() if k not in overlooked}
@@ -1182,7 +1119,7 @@ def _credentials(headers: Message) -> tuple[bytes, bytes]:
     return ikey, signature
 
 
-def _signature(message: _Message, skey: str) -> str:
+def _signature(message: _Message) -> str:
     """What the request is to be signed with."""
     host = message.headers.get("Host", "").partition(":")[0].lower()
     pairs = sorted(
@@ -1198,12 +1135,10 @@ def _signature(message: _Message, skey: str) -> str:
         # Headers named X-Duo-... are signed as well, but the Admin API has none.
         hashlib.sha512().hexdigest(),
     ]
-    return hmac.new(skey.encode(), "\n".join(lines).encode(), "sha512").hexdigest()
+    return hmac.new(SKEY.encode(), "\n".join(lines).encode(), "sha512").hexdigest()
 
 
 def _body(answer: _Answer) -> bytes:
-    if answer.status == HTTPStatus.NO_CONTENT:
-        return b""
     if answer.body is not None:
         return answer.body
     return json.dumps(answer.document, separators=(",", ":")).encode()
@@ -1213,8 +1148,7 @@ def _head(answer: _Answer, length: int) -> bytes:
     """The lines above a body of this length."""
     phrase = http.client.responses.get(answer.status, "")
     lines = [f"HTTP/1.1 {answer.status} {phrase}"]
-    has_body = answer.status >= 200 and answer.status != HTTPStatus.NO_CONTENT
-    if has_body:
+    if answer.status >= 200:
         lines.append(f"Content-Type: {answer.content_type}")
         lines.append(f"Content-Length: {length}")
     if answer.announce_close:
@@ -1234,12 +1168,10 @@ def _send_together(sock: ssl.SSLSocket, data: bytes, more: bytes) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
 
 
-def _second_answer(
-    status: int = 200, response: Any = "", data: bytes | None = None
-) -> bytes:
+def _second_answer(response: Any = "", data: bytes | None = None) -> bytes:
     if data is not None:
         return data
-    answer = _success(response, status=status)
+    answer = _success(response)
     body = _body(answer)
     return _head(answer, len(body)) + body
 
@@ -1273,11 +1205,9 @@ def _modify(record: Record, changes: Record) -> None:
             record[name] = changes[name]
 
 
-def _success(
-    response: Any, metadata: Any = MISSING, *, status: int = 200, rows: int = 0
-) -> _Answer:
+def _success(response: Any, metadata: Any = MISSING, *, rows: int = 0) -> _Answer:
     document = {"stat": "OK", "response": response, "metadata": metadata}
-    return _Answer(_without_missing(document), status, rows)
+    return _Answer(_without_missing(document), rows=rows)
 
 
 def _failure(
@@ -1309,14 +1239,6 @@ def _usual_code(status: int) -> int:
     return status * 100
 
 
-def _json_object(body: bytes) -> Record | None:
-    with contextlib.suppress(ValueError):
-        value = json.loads(body)
-        if isinstance(value, dict):
-            return value
-    return None
-
-
 def _number(params: Record, name: str, default: int, least: int, most: int) -> int:
     text = params.get(name, str(default))
     if not re.fullmatch("[0-9]{1,18}", text) or not least <= int(text) <= most:
@@ -1326,8 +1248,6 @@ def _number(params: Record, name: str, default: int, least: int, most: int) -> i
 
 def _names(params: Record) -> set[str] | None:
     """The names that the listing is reduced to, if it is."""
-    if "username" in params:
-        return {params["username"].casefold()}
     if "username_list" not in params:
         return None
     try:
@@ -1352,10 +1272,7 @@ def _names_of(user: Record) -> Iterator[str]:
 def _certificate(host: str) -> tuple[trustme.CA, trustme.LeafCert]:
     """An authority and its certificate for a host, made once in a process."""
     authority = trustme.CA()
-    names = [host]
-    if host == "localhost":
-        names.append("127.0.0.1")
-    return authority, authority.issue_cert(*names)
+    return authority, authority.issue_cert(host)
 
 
 def main() -> NoReturn:
@@ -1364,22 +1281,13 @@ def main() -> NoReturn:
         prog="python -m tests.simulation.tenant",
         description="Run a simulated Duo tenant on localhost until interrupted.",
     )
-    parser.add_argument("--port", type=int, default=0, help="default: any free one")
     parser.add_argument("--users", type=int, default=0, help="ordinary users to add")
-    for what in ("connection", "request", "row"):
-        text = f"seconds to take for each {what}"
-        parser.add_argument(f"--slow-{what}", type=float, default=0, help=text)
     options = parser.parse_args()
     # Make, for one, ends what it started with SIGTERM: clean up then, too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with contextlib.suppress(KeyboardInterrupt), Tenant(port=options.port) as tenant:
+    with contextlib.suppress(KeyboardInterrupt), Tenant() as tenant:
         cast(tenant, time.time())
         tenant.populate(options.users)
-        tenant.slow(
-            connection=options.slow_connection,
-            request=options.slow_request,
-            row=options.slow_row,
-        )
         for name, value in tenant.environment().items():
             print(f"export {name}={value}", flush=True)
         print("Serving until interrupted (Ctrl-C).", file=sys.stderr)
