@@ -32,12 +32,14 @@ STAMPED = str(NOW)
 """What a phone is called that such a run has stamped."""
 STUCK = str(NOW - HOUR)
 """A tag past its grace period."""
-LONG_AGO = "1111111111"
+LONG_AGO = "1711111111"
 """A tag past its grace period by the real clock, too, which processes go by."""
 GONE = "(deleted)"
 """What `name_of` calls a phone that is no longer there."""
-SCOPE = "localhost: grace period 10 minutes, deletion limit 100 users"
-"""What a dry run and the prompts begin with."""
+SCOPE = "grace period 10 minutes, deletion limit 100 users"
+"""What a dry run and the prompts begin with, after the host."""
+DRY_RUN = "This is a dry run: it changes nothing."
+"""The first line of a dry run."""
 SHORT_GRACE = (
     "Duo's own setup seems to take up to 17 minutes: a user may still be at it"
 )
@@ -221,7 +223,7 @@ class OneOfEach:
     def assert_done(self, result: Result) -> None:
         """Everything has been done, and counted once, without a word."""
         assert (result.status, result.err) == (0, "")
-        assert result.outcomes == ["stamped", "deleted", "untagged"]
+        assert result.outcomes == ["stamped", "untagged", "deleted"]
         assert self.tenant.phones[self.stamp]["name"] == str(NOW)
         assert self.tenant.phone(self.delete) is None
         assert self.tenant.phones[self.untag]["name"] == ""

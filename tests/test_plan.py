@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 import pytest
 
@@ -26,7 +25,7 @@ from tests.support import (
 each_mode = pytest.mark.parametrize("mode", ["--force", "--dry-run"])
 LOOK = "Look at them with --dry-run. "
 """What a dry run does not advise."""
-ONCE = "If they are right, run once by hand with --max-deletions none"
+LIFT = "If they are right, --max-deletions none lifts it for one run"
 
 
 def exceeded(phones: str, users: str, limit: int) -> str:
@@ -39,58 +38,60 @@ def exceeded(phones: str, users: str, limit: int) -> str:
 def assert_exceeded(
     result: Result, mode: str, phones: str, users: str, limit: int
 ) -> None:
-    """The message stands last of all, once, with what to do next."""
+    """The message is told once, with what to do next.
+
+    A run tells it before it does anything else, a dry run last of all.
+    """
     assert result.status == 1
     lines = result.err.splitlines()
     if mode == "--force":
         assert result.out == ""
-        sentence, message = lines
-        advice = LOOK + ONCE
+        message, sentence = lines
+        advice = LOOK + LIFT
     else:
         (message,) = lines
         sentence = result.out.splitlines()[-1]
-        advice = ONCE
+        advice = LIFT
     expected = exceeded(phones, users, limit) + advice
     assert re.fullmatch(r"[\d-]+ [\d:]+ " + re.escape(expected), message)
     due = phones.split()[0]
-    assert f"{due} due, none deleted; " in sentence
-    assert "failed" not in sentence
+    assert f"{due} due and left, 1 failed; " in sentence
     assert "to delete" not in sentence
     assert sentence.endswith("; exit status 1")
 
 
-class Limit(NamedTuple):
-    """How the limit is set, with three phones due for deletion."""
-
-    argv: str
-    variable: str
-    exceeded: int
-    """The limit that is exceeded, 0 if none is."""
-
-
 @pytest.mark.parametrize(
-    "limit",
+    ("argv", "variable", "limit"),
     [
-        Limit("--max-deletions 2", "", exceeded=2),
-        Limit("--max-deletions 1", "", exceeded=1),
-        Limit("", "2", exceeded=2),
-        Limit("--max-deletions 3", "", exceeded=0),
-        Limit("--max-deletions 4", "", exceeded=0),
-        Limit("--max-deletions none", "2", exceeded=0),
-        Limit("", "", exceeded=0),
+        pytest.param("--max-deletions 2", "", 2, id="2"),
+        pytest.param("--max-deletions 1", "3", 1, id="1"),
+        pytest.param("", "2", 2, id="2 by the variable"),
+        pytest.param("--max-deletions 3", "", None, id="3"),
+        pytest.param("--max-deletions none", "2", None, id="none"),
+        pytest.param("", "", None, id="100"),
     ],
 )
 @each_mode
-def test_max_deletions(tenant: Tenant, run: Run, mode: str, limit: Limit) -> None:
+def test_max_deletions(
+    *,
+    tenant: Tenant,
+    run: Run,
+    mode: str,
+    argv: str,
+    variable: str,
+    limit: int | None,
+) -> None:
+    """Three phones are due, and no other counts; `limit` is exceeded, if given."""
     stuck = {user: tenant.add_phone(user, name=STUCK) for user in ("u1", "u2", "u3")}
     begun = tenant.add_phone("ann")
-    result = run(mode, *limit.argv.split(), DUO_MAX_DELETIONS=limit.variable)
+    tenant.add_phone("bob", name=str(NOW - MINUTE))
+    result = run(mode, *argv.split(), DUO_MAX_DELETIONS=variable)
     shown = "delete: grace period over"
     expected = GONE
-    if limit.exceeded:
+    if limit:
         shown = "leave: due, over the limit"
         expected = STUCK
-        assert_exceeded(result, mode, "3 phones", "3 users", limit.exceeded)
+        assert_exceeded(result, mode, "3 phones", "3 users", limit)
     else:
         assert (result.status, result.err) == (0, "")
     if mode == "--dry-run":
@@ -101,7 +102,7 @@ def test_max_deletions(tenant: Tenant, run: Run, mode: str, limit: Limit) -> Non
         assert set(names(tenant, stuck).values()) == {expected}
 
 
-@pytest.mark.parametrize(("due", "status"), [(99, 0), (100, 0), (101, 1)])
+@pytest.mark.parametrize(("due", "status"), [(100, 0), (101, 1)])
 def test_a_limit_holds_unless_it_is_lifted(
     tenant: Tenant, run: Run, due: int, status: int
 ) -> None:
@@ -110,7 +111,7 @@ def test_a_limit_holds_unless_it_is_lifted(
         tenant.add_phone(f"u{number}", name=STUCK)
     result = run("--dry-run")
     assert result.status == status
-    assert result.out.splitlines()[0] == SCOPE
+    assert result.out.splitlines()[1].endswith(SCOPE)
     assert ("(DUO_MAX_DELETIONS) is 100. " in result.err) is (status == 1)
     assert run("--dry-run", "--max-deletions", "none").status == 0
 
@@ -118,129 +119,99 @@ def test_a_limit_holds_unless_it_is_lifted(
 # Users are counted, not phones
 
 
-@each_mode
-def test_one_phone_of_very_many_users_exceeds_the_limit(
-    tenant: Tenant, run: Run, mode: str
+@pytest.mark.parametrize(
+    ("owners", "users"),
+    [
+        pytest.param([["ann", "bob", "cleo"], ["dan"]], 4, id="a shared phone"),
+        pytest.param(
+            [["ann", "bob"], ["bob", "cleo"], ["ann"], ["ann"]],
+            3,
+            id="users of two phones",
+        ),
+    ],
+)
+def test_each_user_counts_once(
+    tenant: Tenant, run: Run, owners: list[list[str]], users: int
 ) -> None:
-    everybody = [f"u{number}" for number in range(120)]
-    phone = tenant.add_phone(*everybody, name=STUCK)
-    result = run(mode, "--max-deletions", "100")
-    assert_exceeded(result, mode, "1 phone", "120 users", 100)
-    assert name_of(tenant, phone) == STUCK
+    for sharers in owners:
+        tenant.add_phone(*sharers, name=STUCK)
+    phones = len(owners)
+    result = run("--max-deletions", str(users - 1))
+    told = f"{phones} phones", f"{users} users"
+    assert_exceeded(result, "--force", *told, limit=users - 1)
     assert writes(tenant) == []
-    result = run("--json", "--max-deletions", "120")
-    assert (result.status, result.outcomes) == (0, ["deleted"])
-
-
-@pytest.mark.parametrize("limit", [2, 3, 4, 5])
-def test_a_shared_phone_counts_once_for_each_of_its_users(
-    tenant: Tenant, run: Run, limit: int
-) -> None:
-    """Four users would lose one of these two phones."""
-    shared = tenant.add_phone("ann", "bob", "cleo", name=STUCK)
-    own = tenant.add_phone("dan", name=STUCK)
-    result = run("--max-deletions", str(limit))
-    if limit < 4:
-        assert_exceeded(result, "--force", "2 phones", "4 users", limit)
-        assert names(tenant, {"shared": shared, "own": own}) == {
-            "shared": STUCK,
-            "own": STUCK,
-        }
-    else:
-        assert (result.status, result.err) == (0, "")
-        assert tenant.phones == {}
-
-
-@pytest.mark.parametrize("limit", [2, 3])
-def test_a_user_who_would_lose_two_phones_counts_once(
-    tenant: Tenant, run: Run, limit: int
-) -> None:
-    """Whether others share them or not: here, three users have four phones."""
-    tenant.add_phone("ann", "bob", name=STUCK)
-    tenant.add_phone("bob", "cleo", name=STUCK)
-    tenant.add_phone("ann", name=STUCK)
-    tenant.add_phone("ann", name=STUCK)
-    result = run("--max-deletions", str(limit))
-    if limit < 3:
-        assert_exceeded(result, "--force", "4 phones", "3 users", limit)
-        assert len(tenant.phones) == 4
-    else:
-        assert (result.status, result.err) == (0, "")
-        assert tenant.phones == {}
-
-
-def test_only_a_phone_that_is_due_counts(tenant: Tenant, run: Run) -> None:
-    tenant.add_phone("ann", "bob", "cleo")
-    tenant.add_phone("dan", "eve", "fay", name=str(NOW - MINUTE))
-    tenant.add_phone("gus", "hal", "ida", name="spare")
-    due = tenant.add_phone("jo", name=STUCK)
-    result = run("--max-deletions", "1")
+    result = run("--max-deletions", str(users))
     assert (result.status, result.err) == (0, "")
-    assert name_of(tenant, due) == GONE
+    assert tenant.phones == {}
 
 
+@pytest.mark.parametrize("asked", [["ann"], ["ann", "ANNIE", "bob"]], ids=len)
 @each_mode
 def test_of_a_named_users_phone_all_who_share_it_count(
-    tenant: Tenant, run: Run, mode: str
+    tenant: Tenant, run: Run, mode: str, asked: list[str]
 ) -> None:
-    """The look-up by name shows the named user alone."""
-    others = [f"u{number}" for number in range(10)]
-    phone = tenant.add_phone("ann", *others, name=STUCK)
-    result = run(mode, "--max-deletions", "10", "ann")
+    """The look-up by name shows the named users alone."""
+    others = [f"u{number}" for number in range(9)]
+    tenant.add_user("ann", aliases=["annie"])
+    phone = tenant.add_phone("ann", "bob", *others, name=STUCK)
+    result = run(mode, "--max-deletions", "10", *asked)
     assert_exceeded(result, mode, "1 phone", "11 users", 10)
     assert name_of(tenant, phone) == STUCK
-    assert run(mode, "--max-deletions", "11", "ann").status == 0
-
-
-@each_mode
-def test_a_user_who_is_named_with_an_alias_and_shares_a_phone_counts_once(
-    tenant: Tenant, run: Run, mode: str
-) -> None:
-    tenant.add_user("ann", aliases=["annie"])
-    tenant.add_phone("ann", "bob", name=STUCK)
-    result = run(mode, "--max-deletions", "1", "ann", "ANNIE", "bob")
-    assert_exceeded(result, mode, "1 phone", "2 users", 1)
-    assert run(mode, "--max-deletions", "2", "ann", "ANNIE", "bob").status == 0
+    assert run(mode, "--max-deletions", "11", *asked).status == 0
 
 
 # What is told besides
 
 
-def test_other_errors_do_not_come_after_the_limits(tenant: Tenant, run: Run) -> None:
-    """It stands where the eye is, also below the summary."""
+def test_the_limit_is_told_before_anything_is_done(tenant: Tenant, run: Run) -> None:
     tenant.add_phone("ann", "bob", name=STUCK)
     tenant.add_phone("cleo")
     tenant.fail("status", method="POST", status=400)
     result = run("--max-deletions", "1", "ann", "cleo", "nobody")
-    lines = result.err.splitlines()
-    assert [line[20:].partition(":")[0] for line in lines[:2]] == ["error", "error"]
-    assert ": no such user in Duo: nobody" in lines[0]
-    assert "phone +15550000001 of cleo" in lines[1]
-    assert ": 1 failed, 1 unknown, 1 due, none deleted; " in lines[2]
-    told = exceeded("1 phone", "2 users", 1)
-    assert lines[3][20:] == told + LOOK + ONCE
-    assert len(lines) == 4
+    unknown, limit, failed, summary = result.err.splitlines()
+    assert unknown.endswith(" error: no such user in Duo: nobody")
+    assert limit[20:] == exceeded("1 phone", "2 users", 1) + LOOK + LIFT
+    assert " error: phone +15550000001 of cleo" in failed
+    assert ": 1 due and left, 2 failed, 1 unknown; " in summary
 
 
-@each_mode
-def test_in_the_json_lines_an_exceeded_limit_is_a_failure(
-    tenant: Tenant, run: Run, mode: str
-) -> None:
-    """Before anything else is done."""
+def test_the_limit_is_told_before_the_first_question(tenant: Tenant, run: Run) -> None:
+    """What it leaves out is not asked about."""
     tenant.add_phone("ann", "bob", name=STUCK)
     tenant.add_phone("cleo")
-    result = run(mode, "--json", "--max-deletions", "1")
-    first = result.events[0]
+    result = run("--no-force", "--max-deletions", "1", stdin="n\n")
+    limit, scope, question, summary = result.err.splitlines()
+    assert limit[20:] == exceeded("1 phone", "2 users", 1) + LOOK + LIFT
+    assert scope.endswith("deletion limit 1 user")
+    assert question.startswith("1 of 1: stamp phone +15550000001 of cleo (")
+    assert ": 1 declined, 1 due and left, 1 failed; " in summary
+
+
+@pytest.mark.parametrize(
+    ("mode", "kinds"),
+    [
+        pytest.param([], ["failed", "stamped"], id="a run"),
+        pytest.param(["-v"], ["failed", "stamped", "left"], id="-v"),
+        pytest.param(["-n"], ["failed", "would_stamp", "left"], id="a dry run"),
+    ],
+)
+def test_what_is_over_the_limit_in_the_json_lines(
+    tenant: Tenant, run: Run, mode: list[str], kinds: list[str]
+) -> None:
+    """It is left, with no record: a run would not delete it."""
+    phone = tenant.add_phone("ann", "bob", name=STUCK)
+    tenant.add_phone("cleo")
+    result = run(*mode, "--json", "--max-deletions", "1")
+    assert result.kinds == kinds
+    failed, *_, last, summary = result.events
     told = exceeded("1 phone", "2 users", 1)
-    assert (first["event"], result.kinds.count("failed")) == ("failed", 1)
-    assert f"error: {first['error']}".startswith(told)
-    assert first["error"].endswith(ONCE)
-    assert (result.summary["failed"], result.summary["exit_status"]) == (1, 1)
-    assert result.summary["deleted"] == 0
-    assert result.err.splitlines()[-1].endswith(f"error: {first['error']}")
-
-
-# A limit of none at all
+    assert f"error: {failed['error']}".startswith(told)
+    assert failed["error"].endswith(LIFT)
+    assert f" error: {failed['error']}\n" in result.err
+    assert (summary["failed"], summary["left"], summary["exit_status"]) == (1, 1, 1)
+    if last["event"] == "left":
+        assert (last["phone_id"], last["users"]) == (phone, ["ann", "bob"])
+        assert "record" not in last
 
 
 @each_mode
@@ -251,37 +222,18 @@ def test_in_the_json_lines_an_exceeded_limit_is_a_failure(
         pytest.param([], "0", id="variable"),
     ],
 )
-def test_a_limit_of_zero_only_tags(
-    tenant: Tenant, run: Run, argv: list[str], variable: str, mode: str
+def test_a_limit_of_zero_only_stamps(
+    *, tenant: Tenant, run: Run, argv: list[str], variable: str, mode: str
 ) -> None:
     """It is what was asked for: no failure, and no advice."""
     ids = add_situations(tenant)
     before = names(tenant, ids)
-    result = run(mode, *argv, DUO_MAX_DELETIONS=variable)
-    assert (result.status, result.err) == (0, "")
+    result = run(mode, "--json", "-v", *argv, DUO_MAX_DELETIONS=variable)
+    assert result.status == 0
+    assert "error" not in result.err
     if mode == "--force":
-        assert result.out == ""
+        assert result.kinds == ["named", "waiting", "stamped", "left"]
         assert names(tenant, ids) == {**before, "begun": STAMPED}
     else:
-        first, _, _, *rows, totals = result.out.splitlines()
-        assert first == "localhost: grace period 10 minutes, deletion limit 0 users"
-        due = {row.split()[0]: row.partition("leave: ")[2] for row in rows}
-        assert due == {"begun": "", "stuck": "due, over the limit", "young": ""}
-        assert ": 1 to stamp, 1 waiting, 1 kept, 1 due, none deleted; " in totals
+        assert result.kinds == ["named", "waiting", "would_stamp", "left"]
         assert names(tenant, ids) == before
-    result = run(mode, "-v", *argv, DUO_MAX_DELETIONS=variable)
-    line = result.err.splitlines()[0]
-    assert "1 phone due for deletion, none deleted: " in line
-    assert line.endswith("--max-deletions (DUO_MAX_DELETIONS) is 0")
-    assert "error" not in result.err
-    result = run(mode, "--json", *argv, DUO_MAX_DELETIONS=variable)
-    assert (result.status, result.err, result.summary["failed"]) == (0, "", 0)
-    assert "failed" not in result.kinds
-
-
-def test_the_limit_is_no_matter_when_there_is_nothing_to_delete(
-    tenant: Tenant, run: Run
-) -> None:
-    tenant.add_phone("ann")
-    tenant.add_phone("bob", name=str(NOW - MINUTE))
-    assert run("--max-deletions", "0").status == 0
