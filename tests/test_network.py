@@ -6,18 +6,15 @@ import base64
 import contextlib
 import datetime
 import os
-import select
 import signal
 import socket
 import socketserver
 import ssl
-import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from http.client import HTTPSConnection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,20 +22,17 @@ import pytest
 import trustme
 
 import duo_phone_cleanup
-from tests.simulation.tenant import Record, Request, Tenant
+from tests.simulation.tenant import Record, Tenant
 from tests.support import (
+    DELETION,
     NETWORK,
     NO_ANSWER,
-    NOW,
-    SET_UP,
+    STAMP,
     STUCK,
-    WRITES,
+    UNTAG,
     OneOfEach,
     Run,
-    Write,
-    assert_no_secret,
     assert_no_stale_write,
-    each_write,
     error_line,
     when,
     written_phones,
@@ -60,12 +54,12 @@ def test_connections_are_kept_as_long_as_all_goes_well(
     assert len(tenant.requests) == 4 + 5 * 2
 
 
-def test_no_connection_is_used_twice_after_a_failure(tenant: Tenant, run: Run) -> None:
+def test_no_connection_is_kept_after_one_was_broken(tenant: Tenant, run: Run) -> None:
     """The server may have closed the others as well, without a word."""
     tenant.populate(1000)
     for number in range(5):
         tenant.add_phone(f"u{number}", name=STUCK)
-    tenant.fail("status", path="users$")
+    tenant.fail("close_before", path="users$")
     assert run().status == 0
     used = [request.connection for request in tenant.requests]
     assert len(used) == 1 + 4 + 5 * 2
@@ -80,8 +74,8 @@ def test_a_server_that_closes_after_every_answer(
     tenant.populate(1000)
     ids = []
     events = []
-    for number in range(4):
-        for write in WRITES:
+    for write in (STAMP, UNTAG, DELETION):
+        for number in range(4):
             ids.append(tenant.add_phone(f"u{number}", **write.fields))
             events.append(write.event)
     tenant.fail(kind, times=None)
@@ -92,178 +86,84 @@ def test_a_server_that_closes_after_every_answer(
     assert_no_stale_write(tenant)
 
 
-@pytest.fixture
-def _soon_idle(monkeypatch: pytest.MonkeyPatch, tenant: Tenant) -> None:
-    """Servers close an idle connection soon, and the program knows it."""
-    assert tenant.idle_seconds
-    assert tenant.idle_seconds > duo_phone_cleanup.MAX_IDLE_SECONDS
-    monkeypatch.setattr(duo_phone_cleanup, "MAX_IDLE_SECONDS", 0.2)
-    tenant.idle_seconds = 0.4
+def copy(source: socket.socket, target: socket.socket) -> None:
+    """Pass on what comes from one side of a connection to the other."""
+    with contextlib.suppress(OSError):
+        while True:
+            data = source.recv(65536)
+            if not data:
+                return
+            target.sendall(data)
 
 
-@pytest.mark.usefixtures("_soon_idle")
-def test_an_idle_connection_is_not_used_again(tenant: Tenant, run: Run) -> None:
-    """One page takes long: what brought the others has been closed by then."""
-    tenant.populate(1100)
-    for user in ("ann", "bob", "cleo"):
-        tenant.add_phone(user, name=STUCK)
-
-    def linger(request: Request) -> None:
-        if request.params.get("offset") == "300":
-            time.sleep(0.6)
-
-    tenant.after_request(linger)
-    result = run("-vv")
-    assert result.status == 0
-    assert "this try" not in result.err
-    assert "failed" not in result.err
-    assert len(tenant.requests) == 4 + 3 * 2
-
-
-@each_write
-def test_a_connection_that_the_server_has_closed_is_not_used_for_a_write(
-    tenant: Tenant, run: Run, write: Write
-) -> None:
-    """It waits between read and write, and is looked at before it is used."""
-    phone = tenant.add_phone("ann", **write.fields)
-    tenant.fail("connection_close", method="GET", path=phone)
-    when(tenant, "GET", phone, tenant.close_idle, answered=True)
-    result = run("--json", "--untag", "-vv")
-    assert (result.status, result.outcomes) == (0, [write.event])
-    assert "this try failed" not in result.err
-    assert written_phones(tenant) == [phone]
-
-
-def test_connections_that_the_server_has_closed_are_not_used_for_reads(
+def test_a_server_that_takes_two_connections_at_a_time(
     tenant: Tenant, run: Run
 ) -> None:
-    """While a question is open, it closes them all."""
-    ids = [tenant.add_phone(user, name=STUCK) for user in ("ann", "bob")]
-    tenant.fail("connection_close", method="GET", path="phones/", times=None)
-    when(tenant, "GET", ids[0], tenant.close_idle, answered=True)
-    when(tenant, "GET", ids[1], tenant.close_idle, answered=True)
-    result = run("--json", "--no-force", "-vv", stdin="y\ny\n")
-    assert (result.status, result.outcomes) == (0, ["deleted", "deleted"])
+    """The rest is refused: the work gets done all the same."""
+    phones = OneOfEach(tenant, 700)
+    port = int(tenant.host.partition(":")[2])
+    free = threading.BoundedSemaphore(2)
+
+    class Door(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            if not free.acquire(blocking=False):
+                return
+            with socket.create_connection(("127.0.0.1", port)) as duo:
+                back = (duo, self.request)
+                threading.Thread(target=copy, args=back, daemon=True).start()
+                copy(self.request, duo)
+            free.release()
+
+    with serve(Door) as host:
+        phones.assert_done(run("--json", "--untag", DUO_HOST=host))
+
+
+def test_a_connection_that_the_server_has_closed_is_not_used_again(
+    tenant: Tenant, run: Run
+) -> None:
+    """Two have brought the pages. One ends with a read, the other one meanwhile."""
+    phone = tenant.add_phone("ann", name=STUCK)
+    tenant.populate(700)
+    tenant.slow(request=0.2)  # so that two pages are under way at a time
+    tenant.fail("connection_close", method="GET", path=phone)
+    when(tenant, "GET", phone, tenant.close_idle, answered=True)
+    result = run("--json", "-vv")
+    assert (result.status, result.outcomes) == (0, ["deleted"])
     assert "this try failed" not in result.err
-    assert written_phones(tenant) == ids
 
 
 # Answers that nobody asked for
 
 
-def test_an_interim_answer_fails_one_phone(tenant: Tenant, run: Run) -> None:
-    """The true one comes later, and is not taken for the next phone's."""
-    ids = [tenant.add_phone(f"u{number}", name=STUCK) for number in range(4)]
-    tenant.slow(request=0.1)
-    tenant.fail("interim", method="GET", path=ids[1])
-    result = run("--json")
-    assert (result.status, result.summary["failed"]) == (1, 1)
-    assert result.outcomes == ["deleted", "failed", "deleted", "deleted"]
-    assert f"({ids[1]}): {tenant.host} answers 103 Early Hints, and not" in result.err
-    assert written_phones(tenant) == [ids[0], *ids[2:]]
-
-
-@pytest.mark.parametrize("method", ["GET", "DELETE"])
-def test_a_connection_is_not_kept_after_an_interim_answer(
-    tenant: Tenant, run: Run, method: str
+def test_the_true_answer_after_an_interim_one_is_not_taken_for_the_next_one(
+    tenant: Tenant, run: Run
 ) -> None:
-    ids = [tenant.add_phone(f"u{number}", name=STUCK) for number in range(4)]
-    tenant.slow(request=0.1)
-    tenant.fail("interim", method=method, path=ids[1])
-    run("--no-force", stdin="y\n" * 4)  # one request at a time
-    (unlucky,) = [
-        request
-        for request in tenant.requests
-        if request.method == method and request.path.endswith(ids[1])
-    ]
-    later = tenant.requests[unlucky.sequence :]
-    assert later
-    assert unlucky.connection not in [request.connection for request in later]
-
-
-def test_an_interim_answer_to_every_page(tenant: Tenant, run: Run) -> None:
-    tenant.add_phone("ann", name=STUCK)
-    fault = tenant.fail("interim", times=None, status=102)
-    line = error_line(run(), f"{tenant.host} answers 102 Processing, and not as Duo")
-    assert line.endswith(": check --host (DUO_HOST) and HTTPS_PROXY")
-    assert fault.hits == 1
-
-
-@pytest.mark.parametrize(
-    "second",
-    [
-        pytest.param({"response": ""}, id="a success"),
-        pytest.param({"data": b"H"}, id="a letter"),
-        pytest.param({"data": b"HTTP/1.1 200 OK\r\n\r\n"}, id="an empty answer"),
-    ],
-)
-def test_a_second_answer_is_not_taken_for_the_one_to_the_next_request(
-    tenant: Tenant, run: Run, second: Record
-) -> None:
-    """Each deletion is refused; a success lies on the connection of the read."""
-    ids = [tenant.add_phone(f"u{number}", name=STUCK) for number in range(3)]
-    tenant.fail("answer_twice", method="GET", times=None, **second)
+    """It is to a phone that is read ahead. The deletion before it is refused."""
+    first = tenant.add_phone("ann", name=STUCK)
+    second = tenant.add_phone("bob", name=STUCK)
+    tenant.slow(request=0.3)  # the pause between the two answers
+    tenant.fail("connection_close", method="GET", path=first)
+    when(tenant, "GET", second, lambda: time.sleep(0.15))
+    tenant.fail("interim", method="GET", path=second)
     tenant.fail("status", method="DELETE", status=400, times=None)
     result = run("--json")
-    assert (result.status, result.outcomes) == (1, ["failed"] * 3)
-    assert result.err.count("Duo answers 400 Bad Request") == 3
-    assert written_phones(tenant) == ids
-    assert list(tenant.phones) == ids
+    assert (result.status, result.outcomes) == (1, ["failed", "failed"])
+    assert result.err.count("Duo answers 400 Bad Request") == 2
 
 
-def test_a_second_answer_vouches_for_no_phone(tenant: Tenant, run: Run) -> None:
-    """It says that the phone is as it was; by now, it is activated."""
-    phone = tenant.add_phone("ann", name=STUCK)
-    as_it_was = {**tenant.phones[phone], "users": [{"username": "ann"}]}
-    tenant.fail("answer_twice", path="phones/", response=as_it_was)
-
-    def activate() -> None:
-        tenant.phones[phone].update(SET_UP)
-
-    when(tenant, "GET", phone, activate, answered=True)
-    result = run("--json", "--no-force", stdin="y\n")
-    assert (result.status, result.outcomes) == (0, ["changed"])
-    assert written_phones(tenant) == []
-
-
-# Threads
-
-
-def test_phones_that_are_kept_need_no_thread(
-    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
+def test_a_second_answer_is_not_taken_for_the_next_one(
+    tenant: Tenant, run: Run
 ) -> None:
-    """However many they are. (Those of the tenant are counted, too.)"""
-    for number in range(200):
-        tenant.add_phone(f"u{number}", name="kept")
-        tenant.add_phone(f"u{number}", name=str(NOW))
-    started = []
-    start = threading.Thread.start
-
-    def count(thread: threading.Thread) -> None:
-        started.append(thread)
-        start(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", count)
-    result = run()
-    assert (result.status, result.err) == (0, "")
-    assert len(started) < 10
+    """The deletion is refused; a success lies on the connection of the read."""
+    phone = tenant.add_phone("ann", name=STUCK)
+    tenant.fail("answer_twice", path=phone, response="")
+    tenant.fail("status", method="DELETE", status=400)
+    result = run("--json")
+    assert (result.status, result.outcomes) == (1, ["failed"])
+    assert "Duo answers 400 Bad Request" in result.err
 
 
 # Servers that are silent or slow
-
-
-@pytest.fixture
-def silent_port() -> Iterator[str]:
-    """An address that takes connections and says nothing."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield f"localhost:{listener.getsockname()[1]}"
-
-
-def test_a_silent_server(run: Run, silent_port: str) -> None:
-    began = time.monotonic()
-    result = run("--timeout", "0.1", DUO_HOST=silent_port)
-    error_line(result, NO_ANSWER, f"timed out{NETWORK}")
-    assert time.monotonic() - began < 2
 
 
 def test_a_server_that_falls_silent(tenant: Tenant, run: Run) -> None:
@@ -297,25 +197,11 @@ def test_a_page_that_drips_in(
     tenant.fail("drip", path="users$", pause=0.02)
     began = time.monotonic()
     result = run("--timeout", "0.2")
-    assert 2 <= time.monotonic() - began < 4
+    assert 2 <= time.monotonic() - began < 8
     line, summary = result.err.splitlines()
     assert line.endswith(f" error: {NO_ANSWER_AT_ALL.format(tenant.host)}{NETWORK}")
     assert " nothing was read: 1 failed; 1 request, " in summary
     assert result.status == 1
-
-
-def test_a_deletion_whose_answer_drips_in(
-    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is then found done. (Its answer is too short to drip for long.)"""
-    monkeypatch.setattr(duo_phone_cleanup, "EXCHANGE_TIME_OUTS", 2)
-    phone = tenant.add_phone("ann", name=STUCK)
-    tenant.fail("drip", method="DELETE", pause=0.1)
-    result = run("--json", "--timeout", "0.5")
-    assert (result.status, result.err) == (0, "")
-    assert result.kinds == ["deleting", "deleted"]
-    assert written_phones(tenant) == [phone]
-    assert len(tenant.requests) == 4  # the last one: another read
 
 
 class Dripping(socketserver.BaseRequestHandler):
@@ -382,48 +268,6 @@ def test_the_answer_of_a_proxy_that_drips_in(
     assert tenant.requests == []
 
 
-def copy(source: socket.socket, target: socket.socket) -> None:
-    """Pass on what comes from one side of a connection to the other."""
-    with contextlib.suppress(OSError):
-        while True:
-            data = source.recv(65536)
-            if not data:
-                return
-            target.sendall(data)
-
-
-def test_a_connection_that_is_made_ready_and_drips_in(
-    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A proxy lets one connection pass, and drips into the others."""
-    monkeypatch.setattr(duo_phone_cleanup, "MAX_TRIES", 1)
-    monkeypatch.setattr(duo_phone_cleanup, "EXCHANGE_TIME_OUTS", 2)
-    phone = tenant.add_phone("ann", name=STUCK)
-    port = int(tenant.host.partition(":")[2])
-    passed = threading.Event()
-
-    class Proxy(DrippingProxy):
-        def handle(self) -> None:
-            if passed.is_set():
-                super().handle()
-                return
-            passed.set()
-            self.request.recv(65536)
-            with socket.create_connection(("127.0.0.1", port)) as duo:
-                self.request.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-                back = (duo, self.request)
-                threading.Thread(target=copy, args=back, daemon=True).start()
-                copy(self.request, duo)
-
-    began = time.monotonic()
-    with serve(Proxy) as proxy:
-        result = run("--json", "--timeout", "0.6", HTTPS_PROXY=f"http://{proxy}")
-    assert 1.2 <= time.monotonic() - began < 8
-    assert (result.status, result.kinds) == (1, ["failed"])
-    told = NO_ANSWER_AT_ALL.format(f"the proxy {proxy}")
-    assert f"({phone}): {told}{NETWORK}\n" in result.err
-
-
 # Servers that are not Duo's, or none
 
 
@@ -448,17 +292,12 @@ def server(reply: bytes = b"", certificate: Any = None) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture
-def dead_port() -> Iterator[str]:
-    """An address where nobody listens, and nobody else will."""
+def test_a_refused_connection(run: Run) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        yield f"localhost:{unused.getsockname()[1]}"
-
-
-def test_a_refused_connection(run: Run, dead_port: str) -> None:
-    result = run(DUO_HOST=dead_port)
-    error_line(result, f"no answer from {dead_port}: ", "onnection refused", NETWORK)
+        host = f"localhost:{unused.getsockname()[1]}"
+        result = run(DUO_HOST=host)
+    error_line(result, f"no answer from {host}: ", "onnection refused", NETWORK)
 
 
 def test_an_unknown_host(run: Run) -> None:
@@ -473,16 +312,6 @@ def test_an_unknown_host(run: Run) -> None:
         pytest.param(b"", [NO_ANSWER, NETWORK], id="nothing"),
         pytest.param(
             b"SSH-2.0-OpenSSH_9.6\r\n", ["SSH-2.0", "DUO_HOST"], id="not HTTP"
-        ),
-        pytest.param(
-            b"HTTP/1.1 200 OK\r\n" + b"a" * 70_000,
-            ["line", "DUO_HOST"],
-            id="long line",
-        ),
-        pytest.param(
-            b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200 + b"\r\n",
-            ["100", "DUO_HOST"],
-            id="headers",
         ),
         pytest.param(
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
@@ -563,30 +392,14 @@ def test_a_certificate_that_fails(
     error_line(result, f" error: {failed}: {hint}")
 
 
-def test_without_ca_certs_only_duos_own_are_trusted(tenant: Tenant, run: Run) -> None:
-    result = run(DUO_CA_CERTS="")
-    assert result.status == 1
-    assert "--ca-certs (DUO_CA_CERTS)" in result.err
-    assert tenant.requests == []
-
-
 @pytest.mark.parametrize("word", ["HTTP", "DISABLE"])
 def test_a_file_named_like_a_switch_does_not_turn_verification_off(
-    tenant: Tenant,
-    run: Run,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    word: str,
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
 ) -> None:
-    # duo_client takes these words for "not encrypted" and "not verified".
+    """To duo_client, these words mean "not encrypted" and "not verified"."""
     monkeypatch.chdir(tmp_path)
     trustme.CA().cert_pem.write_to_path(word)
-    result = run("--ca-certs", word)
-    assert result.status == 1
-    assert "certificate" in result.err
-    Path(word).write_bytes(tenant.ca_certs.read_bytes())
-    assert tenant.requests == []
-    assert run("--ca-certs", word).status == 0
+    error_line(run("--ca-certs", word), "localhost is not trusted: certificate")
 
 
 # Proxies
@@ -645,62 +458,24 @@ def test_no_proxy_goes_past_the_proxy(tenant: Tenant, run: Run) -> None:
     assert len(tenant.requests) == 1
 
 
-def test_a_proxy_that_refuses_is_named(tenant: Tenant, run: Run, proxy: str) -> None:
-    result = run(HTTPS_PROXY=f"http://{USER}:SECRET@{proxy}")
-    assert result.status == 1
-    hint = "check --host (DUO_HOST), the network and HTTPS_PROXY"
-    assert f"no answer from the proxy {proxy}: " in result.err
-    assert f"407 Proxy Authentication Required: {hint}\n" in result.err
-    assert "SECRET" not in result.err
-    assert tenant.requests == []
-
-
-LOGINS = ["", "proxy-user:proxy-password@"]
-ENCODED = base64.b64encode(b"proxy-user:proxy-password").decode()
-
-
-def check_that_a_proxy_fails(run: Run, proxy: str, login: str, *needed: str) -> None:
-    """It is named, and its password is not."""
-    url = f"http://{login}{proxy}"
-    error_line(run(HTTPS_PROXY=url), f"the proxy {proxy}", *needed)
-    for result in (run(HTTPS_PROXY=url), run("-vvv", HTTPS_PROXY=url)):
-        assert_no_secret(result)
-        assert "proxy-" not in result.err
-        assert ENCODED not in result.err
-
-
-@pytest.mark.parametrize("login", LOGINS)
-def test_a_proxy_that_nobody_runs(
-    tenant: Tenant, run: Run, dead_port: str, login: str
-) -> None:
-    check_that_a_proxy_fails(run, dead_port, login, "onnection refused", NETWORK)
-    assert tenant.requests == []
-
-
-@pytest.mark.parametrize("login", LOGINS)
 @pytest.mark.parametrize(
-    ("reply", "needed"),
+    ("reply", "told"),
     [
-        pytest.param(
-            b"HTTP/1.1 407 Login, please\r\n\r\n",
-            ["407 Login, please", NETWORK],
-            id="407",
-        ),
-        pytest.param(
-            b"HTTP/1.1 502 Bad Gateway\r\n\r\n", ["502 Bad Gateway", NETWORK], id="502"
-        ),
-        pytest.param(
-            b"220 mail.example.com ESMTP\r\n",
-            ["220 mail.example.com"],
-            id="not a proxy",
-        ),
+        (b"HTTP/1.1 407 Login, please\r\n\r\n", f"407 Login, please{NETWORK}\n"),
+        (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", f"502 Bad Gateway{NETWORK}\n"),
+        (b"220 mail.example.com ESMTP\r\n", "cannot be read: 220 mail.example.com"),
     ],
 )
-def test_a_proxy_that_fails(
-    tenant: Tenant, run: Run, login: str, reply: bytes, needed: list[str]
-) -> None:
+def test_a_proxy_that_fails(tenant: Tenant, run: Run, reply: bytes, told: str) -> None:
+    """It is named, and its password is not."""
+    encoded = base64.b64encode(b"proxy-user:proxy-password").decode()
     with server(reply) as proxy:
-        check_that_a_proxy_fails(run, proxy, login, *needed)
+        result = run("-vv", HTTPS_PROXY=f"http://proxy-user:proxy-password@{proxy}")
+    assert result.status == 1
+    assert f" the proxy {proxy}" in result.err
+    assert told in result.err
+    for secret in ("proxy-user", "proxy-password", encoded):
+        assert secret not in result.err
     assert tenant.requests == []
 
 
@@ -725,16 +500,3 @@ def test_capitals_in_a_proxy_are_fine(
     assert " nothing was read: 1 failed; 0 requests, " in summary
     assert "SECRET" not in result.err
     assert tenant.requests == []
-
-
-def test_an_idle_connection_that_was_reset_is_not_silent() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        ours = socket.create_connection(listener.getsockname())
-        theirs, _ = listener.accept()
-    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    theirs.close()
-    with ours:
-        select.select([ours], [], [], 10)
-        connection = HTTPSConnection("localhost")
-        connection.sock = ours
-        assert not duo_phone_cleanup.is_silent(connection)

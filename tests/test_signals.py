@@ -3,55 +3,53 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import json
 import os
-import pty
-import re
-import select
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 import duo_phone_cleanup
 from tests.simulation.tenant import Record, Request, Tenant
 from tests.support import (
-    HOUR,
+    DRY_RUN,
+    LONG_AGO,
     NOW,
     SCOPE,
-    SCRIPT,
     SHORT_GRACE,
     SIGNALS,
     STUCK,
     Number,
     Result,
     Run,
-    clean_environment,
+    Write,
+    each_write,
     handlers,
     start,
-    threads_left_behind,
-    wait_for_threads,
+    write_methods,
     written_phones,
 )
 
 HUP, INT, TERM = SIGNALS
+CONT = signal.SIGCONT
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let coverage not write its data as a process ends: here that is timed."""
+    """Let coverage not write its data as a process ends: that is timed."""
     for name in [each for each in os.environ if each.startswith("COVERAGE_")]:
         monkeypatch.delenv(name)
+
+
+soon = pytest.mark.usefixtures("_unmeasured")
 
 
 @contextlib.contextmanager
@@ -59,30 +57,28 @@ def running(
     tenant: Tenant, *argv: str, **options: Any
 ) -> Iterator[subprocess.Popen[str]]:
     """Start the program; where a test fails, nobody waits for its end."""
-    with start(tenant, "--json", *argv, **options) as child:
+    with start(tenant, *argv, **options) as child:
         try:
             yield child
         finally:
             child.kill()
 
 
-def end(child: subprocess.Popen[str], *numbers: Number, terminal: int = -1) -> Result:
-    """Send signals to a run, and see that it ends as it should."""
+def end(child: subprocess.Popen[str], *numbers: Number) -> Result:
+    """Send signals to a run of --json, and see that it ends as it should."""
     began = time.monotonic()
     for number in numbers:
         child.send_signal(number)
     out, err = child.communicate(timeout=10)
-    took = time.monotonic() - began
-    if terminal >= 0:
-        err = ""
-        while " request" not in err and select.select([terminal], [], [], 5)[0]:
-            err += os.read(terminal, 100_000).decode()
+    assert time.monotonic() - began < 1
     result = Result(child.returncode, out, err)
+    # Of signals that come together, Python takes the one of the lowest number first.
     assert result.status in [128 + number for number in numbers]
-    assert took < 1
-    assert "Traceback" not in err
-    assert " request" in err.splitlines()[-1]
     assert result.summary["exit_status"] == result.status
+    told, summary = err.splitlines()[-2:]
+    assert told.endswith(f" error: stopped by {Number(result.status - 128).name}")
+    assert summary.endswith(f"; exit status {result.status}")
+    assert "Traceback" not in err
     return result
 
 
@@ -105,158 +101,111 @@ def blocked(*numbers: Number) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+# While it waits
+
+
 class Silence(NamedTuple):
     """From when on nothing is answered."""
 
     name: str
     fault: Record
-    """The first request without an answer."""
-    awaited: Record
-    """The request that is waited for before the signal is sent."""
-    done: list[str]
-    """What has been done by then."""
+    number: Number
+    told: list[str]
+    """A write without an answer fails: it may still be carried out."""
 
 
-READ = {"method": "GET", "path": "phones/"}
-WRITE = {"method": "POST", "path": "phones/"}
-DELETION = {"method": "DELETE"}
-THE_WALK = Silence("the walk", {"path": "users$"}, {"path": "users$"}, [])
-A_SECOND_PAGE = Silence(
-    "a second page",
-    {"path": "users$", "after": 1},
-    {"path": "users$", "count": 2},
-    [],
-)
-THE_FIRST_READ = Silence("the first read", READ, READ, [])
-ANOTHER_READ = Silence(
-    "another read", {"method": "GET", "path": "phones/DPBOB"}, WRITE, ["stamped"]
-)
-# A write that has no answer by then fails: it may still be carried out.
-THE_DELETION = Silence(
-    "the deletion",
-    DELETION,
-    DELETION,
-    ["stamped", "deleting", "failed"],
-)
-ANOTHER_STAMP = Silence(
-    "another stamp",
-    {**WRITE, "after": 1},
-    {**WRITE, "count": 2},
-    ["stamped", "deleting", "deleted", "failed"],
-)
+STAMPED = ["stamped", "stamped"]
+SILENCES = [
+    Silence("the walk", {"path": "users$"}, HUP, []),
+    Silence("a time limit that somebody has set", {}, signal.SIGALRM, []),
+    Silence("a second page", {"path": "users$", "after": 1}, INT, []),
+    Silence("a read", {"method": "GET", "path": "phones/"}, TERM, []),
+    Silence("a stamp", {"method": "POST", "after": 1}, INT, ["stamped", "failed"]),
+    Silence("a deletion", {"method": "DELETE"}, HUP, [*STAMPED, "deleting", "failed"]),
+]
 
 
-@pytest.mark.parametrize(
-    ("silence", "number"),
-    [
-        (THE_WALK, HUP),
-        (THE_WALK, INT),
-        (THE_WALK, TERM),
-        (A_SECOND_PAGE, TERM),
-        (THE_FIRST_READ, INT),
-        (ANOTHER_READ, TERM),
-        (THE_DELETION, HUP),
-        (ANOTHER_STAMP, TERM),
-    ],
-    ids=lambda value: value.name,
-)
-def test_while_the_server_is_silent(
-    tenant: Tenant, silence: Silence, number: Number
-) -> None:
-    tenant.add_phone("ann")
-    old = str(int(time.time()) - HOUR)
-    tenant.add_phone("bob", name=old, phone_id="DPBOB")
-    tenant.add_phone("cleo")
-    tenant.populate(300)
-    tenant.fail("hang", times=None, **silence.fault)
-    with running(tenant) as child:
-        tenant.wait_for(**silence.awaited)
-        result = end(child, number)
-    assert result.kinds == silence.done
-    for event in silence.done:
-        assert result.summary[event] == 1
-
-
-@pytest.mark.parametrize(
-    ("status", "path", "number"),
-    [
-        (503, "users$", INT),
-        (503, "phones/", TERM),
-        (429, "users$", TERM),
-        (429, "phones/", HUP),
-    ],
-)
-def test_in_a_pause(tenant: Tenant, status: int, path: str, number: Number) -> None:
-    tenant.add_phone("ann")
-    tenant.fail("status", status=status, path=path, times=None)
-    with running(tenant, "-vv") as child:
-        assert child.stderr
-        read_until(f"Duo answers {status}", child.stderr.readline)
-        end(child, number)
-    assert len([each for each in tenant.requests if each.status == status]) == 1
-
-
-@pytest.mark.parametrize("number", [INT, HUP])
-def test_at_an_open_prompt(tenant: Tenant, number: Number) -> None:
+@soon
+@pytest.mark.parametrize("silence", SILENCES, ids=lambda each: each.name)
+def test_while_the_server_is_silent(tenant: Tenant, silence: Silence) -> None:
     for name in ("ann", "bob"):
         tenant.add_phone(name)
-    master, slave = pty.openpty()
-    try:
-        with running(tenant, "--no-force", stdin=slave, stderr=slave) as child:
-            read_until("[y/n/a/q]", lambda: os.read(master, 1000).decode())
-            os.write(master, b"y\n")
-            tenant.wait_for(method="POST")
-            read_until("[y/n/a/q]", lambda: os.read(master, 1000).decode())
-            result = end(child, number, terminal=master)
-    finally:
-        os.close(master)
-        os.close(slave)
-    assert result.kinds == ["stamped"]
-    assert [request.method for request in tenant.requests].count("POST") == 1
+    tenant.add_phone("cleo", name=LONG_AGO)
+    tenant.populate(300)
+    fault = tenant.fail("hang", times=None, **silence.fault)
+    with running(tenant, "--json") as child:
+        assert fault.held.wait(20)
+        result = end(child, silence.number)
+    assert result.kinds == silence.told
 
 
-def test_during_a_long_walk(tenant: Tenant) -> None:
-    tenant.populate(300 * 12)
-    tenant.slow(request=0.3)
-    with running(tenant, "-vv") as child:
-        tenant.wait_for(3)
-        result = end(child, TERM)
-    assert result.summary["users_seen"] < 300 * 12
-    told = [line for line in result.err.splitlines() if "GET /" in line]
-    assert all(": 200 after " in line for line in told)
-    assert len(told) <= len(tenant.requests)
-
-
+@soon
 @pytest.mark.parametrize(
-    "numbers", [(TERM, TERM), (TERM, HUP), (INT, TERM, HUP)], ids=str
+    ("status", "path", "number"), [(503, "users$", INT), (429, "phones/", HUP)]
 )
-def test_two_signals_in_quick_succession(
-    tenant: Tenant, numbers: tuple[Number, ...]
+def test_in_a_pause(tenant: Tenant, status: int, path: str, number: Number) -> None:
+    """The second one, which takes more than a second: no request follows it."""
+    tenant.add_phone("ann")
+    tenant.fail("status", status=status, path=path, times=None)
+    with running(tenant, "--json", "-vv") as child:
+        assert child.stderr
+        for _ in range(2):
+            read_until(f"this try failed: Duo answers {status}", child.stderr.readline)
+        sent = len(tenant.requests)
+        end(child, number)
+    assert len(tenant.requests) == sent
+
+
+@soon
+def test_at_a_prompt(tenant: Tenant) -> None:
+    """A hang-up: the input ends, too. What was agreed to before is done and told."""
+    for name in ("ann", "bob"):
+        tenant.add_phone(name)
+    with running(tenant, "--json", "--no-force") as child:
+        stdin = child.stdin
+        stderr = child.stderr
+        assert stdin
+        assert stderr
+        read_until("[y/n/a/q]", lambda: stderr.read(1))  # no line ends there
+        stdin.write("y\n")
+        stdin.flush()
+        read_until("[y/n/a/q]", lambda: stderr.read(1))
+        result = end(child, HUP)
+    assert result.kinds == ["stamped"]
+    assert write_methods(tenant) == ["POST"]
+
+
+# More than one
+
+
+@soon
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        pytest.param([TERM, TERM, CONT], id="GNU timeout"),
+        pytest.param([TERM, HUP, CONT], id="systemd"),
+    ],
+)
+@pytest.mark.parametrize("suspended", [False, True])
+def test_signals_in_quick_succession(
+    tenant: Tenant, numbers: list[Number], suspended: bool
 ) -> None:
-    """As GNU timeout and systemd send them."""
-    tenant.fail("hang", times=None)
-    with running(tenant) as child:
-        tenant.wait_for()
+    tenant.populate(300 * 5)
+    tenant.fail("hang", times=None, after=1)
+    with running(tenant, "--json") as child:
+        tenant.wait_for(5)
+        if suspended:  # all threads wake at once
+            child.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
         end(child, *numbers)
 
 
-@pytest.mark.parametrize("numbers", [(TERM,), (INT,), (TERM, HUP)], ids=str)
-def test_a_run_that_is_suspended(tenant: Tenant, numbers: tuple[Number, ...]) -> None:
-    """As from Ctrl-Z and kill: all threads wake at once, and any may be signalled."""
-    tenant.populate(300 * 5)
-    tenant.fail("hang", times=None, after=1)
-    with running(tenant) as child:
-        tenant.wait_for(5)
-        child.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
-        end(child, *numbers, signal.SIGCONT)
-
-
+@soon
 def test_signals_that_do_not_stop(tenant: Tenant) -> None:
     """As from a person who holds Ctrl-C down: up to the very end of the process."""
-    tenant.fail("hang", times=None)
-    with running(tenant) as child:
-        tenant.wait_for()
+    fault = tenant.fail("hang", times=None)
+    with running(tenant, "--json") as child:
+        assert fault.held.wait(20)
         deadline = time.monotonic() + 5
         while child.poll() is None and time.monotonic() < deadline:
             child.send_signal(INT)
@@ -264,313 +213,207 @@ def test_signals_that_do_not_stop(tenant: Tenant) -> None:
         end(child, INT)
 
 
+# As it was started
+
+
 @pytest.mark.parametrize("number", [HUP, INT])
 def test_a_signal_that_is_ignored_stays_ignored(tenant: Tenant, number: Number) -> None:
     """As nohup, or a shell for what runs in the background, starts a process."""
-    tenant.fail("hang", times=None)
+    fault = tenant.fail("hang", times=None)
     with handlers(signal.SIG_IGN, number), running(tenant) as child:
-        tenant.wait_for()
+        assert fault.held.wait(20)
         child.send_signal(number)
         tenant.release()
         out, err = child.communicate(timeout=10)
-    result = Result(child.returncode, out, err)
-    assert (result.status, result.err, result.kinds) == (0, "", [])
+    assert (child.returncode, out, err) == (0, "", "")
 
 
+@soon
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("argv", [[], ["--no-force"]], ids=["silence", "a prompt"])
-def test_signals_that_whoever_started_the_program_has_blocked(
-    tenant: Tenant, argv: list[str], number: Number
+def test_a_signal_that_is_blocked_is_taken_all_the_same(
+    tenant: Tenant, number: Number
 ) -> None:
-    """They stay blocked over exec; SIGALRM is what breaks off a wait."""
-    tenant.add_phone("ann")
-    if not argv:
-        tenant.fail("hang", path="phones/", times=None)
-    with blocked(*SIGNALS, signal.SIGALRM), running(tenant, *argv) as child:
-        tenant.wait_for(path="phones/")
-        if argv:
-            stderr = child.stderr
-            assert stderr
-            # Not line by line: no line ends with the question.
-            read_until("[y/n/a/q]", lambda: stderr.read(1))
+    """Whoever starts the program may have blocked it: it stays so over exec."""
+    fault = tenant.fail("hang", times=None)
+    with blocked(number), running(tenant, "--json") as child:
+        assert fault.held.wait(20)
         end(child, number)
 
 
-def is_asleep(child: subprocess.Popen[str]) -> bool:
-    """Tell whether a process waits for something. (It has but one thread.)"""
-    _, _, fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(") ")
-    return fields.startswith("S")
+# What is stuck is given up after two seconds
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
-@pytest.mark.parametrize("number", SIGNALS)
-def test_before_the_run(tenant: Tenant, tmp_path: Path, number: Number) -> None:
-    """While the settings are read: here the key, from a pipe that nobody writes to."""
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+def test_while_the_settings_are_read(tenant: Tenant, tmp_path: Path) -> None:
+    """Here the key, from a pipe that nobody writes to; SIGALRM was blocked."""
     pipe = tmp_path / "key"
     os.mkfifo(pipe, 0o600)
-    with running(tenant, "--skey-file", str(pipe)) as child:
+    with (
+        blocked(signal.SIGALRM),
+        running(tenant, "--skey-file", str(pipe), env={"DUO_SKEY": ""}) as child,
+    ):
         writer = os.open(pipe, os.O_WRONLY)  # waits until the run has opened it
+        state = Path(f"/proc/{child.pid}/status")
         # Python does not notice a signal that comes just before the read begins.
-        while not is_asleep(child):
+        while "(sleeping)" not in state.read_text():
             time.sleep(0.01)
-        child.send_signal(number)
+        child.send_signal(TERM)
         out, err = child.communicate(timeout=10)
         os.close(writer)
-    assert (child.returncode, out, err) == (128 + number, "", "")
+    assert (child.returncode, out, err) == (143, "", "")
     assert tenant.requests == []
 
 
-def waiting(stream: IO[str]) -> int:
-    """Give the number of bytes that a pipe holds."""
-    (count,) = struct.unpack("i", fcntl.ioctl(stream, termios.FIONREAD, bytes(4)))
-    return int(count)
+@pytest.mark.parametrize(("option", "output"), [("--json", "stdout"), ("-v", "stderr")])
+def test_an_output_that_nobody_reads(
+    tenant: Tenant, tmp_path: Path, option: str, output: str
+) -> None:
+    """The file of the journal is written first: it has all that was done."""
+    journal = tmp_path / "journal"
+    for name in ("ann", "bob"):
+        tenant.add_phone(name)
+    reading, writing = os.pipe()
+    fill(writing)
+    streams = {output: writing}
+    with running(tenant, "--journal", str(journal), option, **streams) as child:
+        tenant.wait_for(method="POST")
+        began = time.monotonic()
+        child.send_signal(TERM)
+        child.send_signal(TERM)
+        assert child.wait(timeout=10) == 143
+        assert 1.9 < time.monotonic() - began < 5
+    os.close(reading)
+    os.close(writing)
+    told = [json.loads(line) for line in journal.read_text().splitlines()]
+    phones = [each["phone_id"] for each in told if "phone_id" in each]
+    assert phones == written_phones(tenant)
+
+
+def fill(pipe: int) -> None:
+    """Write as much to a pipe as it holds."""
+    os.set_blocking(pipe, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(pipe, b".")
+    os.set_blocking(pipe, True)
+
+
+# No handler raises: what has been done is told
+
+
+class Signaled(io.StringIO):
+    """An output during whose first line with this word signals come."""
+
+    def __init__(self, word: str, *numbers: Number, seconds: float = 0) -> None:
+        super().__init__()
+        self.word = word
+        self.numbers = numbers
+        self.seconds = seconds
+        """How long it takes to write that line."""
+
+    def write(self, text: str) -> int:
+        if self.word in text:
+            self.word = "nothing more"
+            for number in self.numbers:
+                signal.raise_signal(number)
+            time.sleep(self.seconds)
+        return super().write(text)
+
+    @property
+    def result(self) -> Result:
+        """What a run has written, which was stopped by SIGTERM."""
+        return Result(143, self.getvalue(), "")
+
+
+@each_write
+def test_the_record_of_a_write_that_was_answered_is_not_lost(
+    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch, write: Write
+) -> None:
+    """It takes a second to write it, and a signal comes meanwhile: the first counts."""
+    phone = tenant.add_phone("ann", **write.fields)
+    tenant.add_phone("bob", **write.fields)
+    stdout = Signaled(f'"{write.event}"', TERM, HUP, seconds=1)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert run("--json", "--untag").status == 143
+    assert written_phones(tenant) == [phone]
+    assert stdout.result.outcomes == [write.event]
+    assert stdout.result.summary["exit_status"] == 143
 
 
 @pytest.mark.parametrize(
-    ("argv", "output", "stderr"),
-    [
-        pytest.param(["--json", "-v"], "stdout", subprocess.PIPE, id="the journal"),
-        pytest.param(["--dry-run", "-v"], "stdout", subprocess.PIPE, id="the table"),
-        pytest.param(["-vv"], "stderr", subprocess.PIPE, id="the log"),
-        pytest.param(["--json", "-v"], "stdout", subprocess.STDOUT, id="both"),
-    ],
+    ("answered", "told"),
+    [(True, ["deleting", "deleted"]), (False, ["deleting", "failed"])],
 )
-def test_a_signal_while_nobody_reads_the_output(
-    tenant: Tenant, argv: list[str], output: str, stderr: int
+def test_a_signal_while_a_write_is_under_way(
+    tenant: Tenant,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    answered: bool,
+    told: list[str],
 ) -> None:
-    for number in range(900):  # more than a pipe holds
-        tenant.add_phone(f"user-{number}", name="pinned by a person, for good" * 2)
-    with start(tenant, *argv, bufsize=0, stderr=stderr) as child:
-        try:
-            stream = getattr(child, output)
-            while waiting(stream) < 60_000:  # a pipe holds 64 KiB
-                assert child.poll() is None
-                time.sleep(0.01)
-            began = time.monotonic()
-            child.send_signal(signal.SIGTERM)
-            assert child.wait(timeout=5) == 143
-            assert time.monotonic() - began < 1.5
-            if output == "stdout" and child.stderr:
-                assert "error: stopped by SIGTERM" in child.stderr.read()
-        except subprocess.TimeoutExpired:
-            pytest.fail("the run goes on")
-        finally:
-            child.kill()
-
-
-def test_an_alarm_set_by_whoever_started_the_program(tenant: Tenant) -> None:
-    """As a time limit: it outlives exec, and ends a run as other signals do."""
-    tenant.fail("hang", times=None)
-    alarm = (
-        "import os, signal, sys; signal.alarm(1); os.execv(sys.argv[1], sys.argv[1:])"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", alarm, sys.executable, str(SCRIPT)],
-        env=clean_environment(**tenant.environment()),
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as child:
-        _, err = child.communicate(timeout=20)
-    assert child.returncode == 128 + signal.SIGALRM
-    assert "error: stopped by SIGALRM" in err
-
-
-@pytest.mark.parametrize("numbers", [(TERM, HUP), (signal.SIGALRM,)], ids=str)
-def test_signals_to_this_process(
-    tenant: Tenant, run: Run, numbers: tuple[Number, ...]
-) -> None:
-    def tell(request: Request) -> None:
-        for number in numbers:  # the tenant's threads, here, would take them, too
-            signal.pthread_kill(main, number)
-
+    """It gets a moment to be answered."""
     main = threading.get_ident()
-    tenant.on_request(tell)
-    tenant.fail("hang", times=None)
-    result = run("--json")
-    assert result.status in [128 + number for number in numbers]
-    assert result.summary["exit_status"] == result.status
-
-
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [("GET", "users$"), ("GET", "phones/"), ("POST", "phones/"), ("DELETE", "phones/")],
-)
-def test_a_signal_just_before_a_wait(
-    tenant: Tenant, run: Run, method: str, path: str
-) -> None:
-    """It does not interrupt the wait: here, since another thread takes it."""
 
     def tell(request: Request) -> None:
-        if request.method == method and re.search(path, request.path):
-            signal.raise_signal(TERM)
+        if request.method == "DELETE":  # the tenant's threads would take it, too
+            signal.pthread_kill(main, TERM)
 
+    if answered:
+        monkeypatch.setattr(duo_phone_cleanup, "ANSWER_SECONDS", 1.5)
+        tenant.slow(request=0.3)
+    else:
+        tenant.fail("hang", method="DELETE")
     tenant.add_phone("ann", name=STUCK)
-    tenant.add_phone("bob")
     tenant.on_request(tell)
-    tenant.fail("hang", method=method, path=path, times=None)
-    began = time.monotonic()
-    result = run("--json", "--timeout", "20")
-    assert time.monotonic() - began < 5
-    assert (result.status, result.summary["exit_status"]) == (143, 143)
+    result = run("--json")
+    assert (result.status, result.kinds) == (143, told)
 
 
-@pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize(
-    ("argv", "method", "path"),
+    ("stream", "word", "methods"),
     [
-        pytest.param([], "GET", "users$", id="listing"),
-        pytest.param(["ann"], "GET", "users$", id="look-up"),
-        pytest.param([], "GET", "phones/", id="read"),
-        pytest.param([], "POST", "phones/", id="write"),
+        ("stderr", ": users from 0", []),
+        ("stderr", ": GET DP", ["GET"]),
+        ("stdout", '"deleting"', ["GET", "GET"]),
+        ("stderr", ": DELETE ", ["GET", "GET"]),
     ],
 )
-def test_a_signal_that_does_not_interrupt_a_pause(
+def test_no_request_begins_after_a_signal(
     *,
     tenant: Tenant,
     run: Run,
     monkeypatch: pytest.MonkeyPatch,
-    argv: list[str],
-    method: str,
-    path: str,
-    status: int,
+    stream: str,
+    word: str,
+    methods: list[str],
 ) -> None:
-    """It comes when the pause has begun, and another thread takes it."""
-    monkeypatch.setattr(duo_phone_cleanup, "RETRY_PAUSE_SECONDS", 30)
-    later = threading.Timer(0.5, signal.raise_signal, [TERM])
+    """It comes while a line is told just before one."""
+    tenant.add_phone("ann", name=STUCK)
+    monkeypatch.setattr(sys, stream, Signaled(word, TERM))
+    assert run("--json", "-vv").status == 143
+    assert [request.method for request in tenant.requests] == methods
 
-    def tell(request: Request) -> None:
-        if request.method == method and re.search(path, request.path):
-            later.start()
 
+def test_no_row_of_a_table_is_told_after_a_signal(tenant: Tenant, run: Run) -> None:
     tenant.add_phone("ann")
-    tenant.on_request(tell)
-    tenant.fail("status", method=method, path=path, status=status)
-    began = time.monotonic()
-    result = run("--json", *argv)
-    assert time.monotonic() - began < 5
-    assert (result.status, result.summary["exit_status"]) == (143, 143)
-    later.join()
 
-
-class StalledStderr(io.StringIO):
-    """Standard error that nobody reads, while the process is told to end."""
-
-    def write(self, text: str) -> int:
+    def clock() -> float:  # the walk asks for the time
         signal.raise_signal(TERM)
-        threading.Event().wait(20)
-        return len(text)
-
-
-def test_a_signal_while_nobody_reads_a_usage_error(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "stderr", StalledStderr())
-    assert run("-g", "soon").status == 143
-
-
-@pytest.mark.parametrize(
-    ("record", "told"),
-    [
-        ({}, ["stamped"]),
-        ({"name": STUCK}, ["deleting", "deleted"]),
-        ({"name": STUCK, "activated": True}, ["untagged"]),
-    ],
-    ids=["stamp", "delete", "untag"],
-)
-def test_a_write_is_in_the_journal_though_nobody_reads_the_log(
-    tenant: Tenant,
-    run: Run,
-    monkeypatch: pytest.MonkeyPatch,
-    record: Record,
-    told: list[str],
-) -> None:
-    """The run is stuck in the log's line about it."""
-    phone = tenant.add_phone("ann", **record)
-    tenant.add_phone("bob")
-    monkeypatch.setattr(sys, "stderr", StalledStderr())
-    result = run("-v", "--json", "--untag")
-    assert written_phones(tenant) == [phone]
-    assert result.kinds == told
-    assert (result.status, result.summary["exit_status"]) == (143, 143)
-
-
-def test_a_signal_while_nobody_reads_the_summary_in_the_log(
-    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It comes too late to stop anything: the journal and the status agree."""
-    tenant.add_user("ann")
-    monkeypatch.setattr(sys, "stderr", StalledStderr())
-    result = run("-v", "--json")
-    assert (result.status, result.summary["exit_status"]) == (0, 0)
-
-
-# The end of the output
-
-
-class SignalledStdout(io.StringIO):
-    """Standard output during whose last line the process is told to end."""
-
-    def write(self, text: str) -> int:
-        if '"summary"' in text:
-            signal.raise_signal(signal.SIGTERM)
-        return super().write(text)
-
-
-def test_a_signal_while_the_summary_is_told(
-    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It comes too late to stop anything: the summary and the status agree."""
-    tenant.add_phone("ann")
-    stdout = SignalledStdout()
-    monkeypatch.setattr(sys, "stdout", stdout)
-    status = run("--json").status
-    stamped, summary = [json.loads(line) for line in stdout.getvalue().splitlines()]
-    assert stamped["event"] == "stamped"
-    assert summary["exit_status"] == 0
-    assert status == 0
-
-
-def test_no_row_of_a_table_is_told_after_the_summary(
-    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A signal comes when the table is about to be told, and it takes long."""
-    tenant.add_phone("ann")
-    stdout = io.StringIO()
-    monkeypatch.setattr(sys, "stdout", stdout)
-    looks = iter([False, True])  # the walk asks for the time, too
-
-    def clock() -> float:
-        if next(looks, False):
-            signal.raise_signal(signal.SIGTERM)
-            threading.Event().wait(20)  # it is broken off
-            raise AssertionError("not broken off")
         return NOW
 
-    assert run("--dry-run", now=clock).status == 143
-    scope, short_grace, line = stdout.getvalue().splitlines()
-    assert (scope, short_grace) == (SCOPE, SHORT_GRACE)
-    assert ": 1 to stamp; " in line
-    assert line.endswith("; exit status 143")
+    result = run("--dry-run", now=clock)
+    dry_run, scope, short_grace, summary = result.out.splitlines()
+    assert (dry_run, short_grace) == (DRY_RUN, SHORT_GRACE)
+    assert scope == f"{tenant.host}: {SCOPE}"
+    assert summary.endswith("; exit status 143")
+    assert result.status == 143
 
 
-def test_no_event_is_told_after_the_summary(
-    tenant: Tenant, run: Run, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_signal_while_the_summary_is_told(
+    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch, stream: str
 ) -> None:
-    """A deletion whose answer comes when a signal has ended the run."""
-
-    def hook(request: Request) -> None:
-        if request.method == "DELETE":  # the tenant's threads, here, would take it, too
-            signal.pthread_kill(main, signal.SIGTERM)
-
-    main = threading.get_ident()
-
-    phone = tenant.add_phone("ann", name=STUCK)
-    tenant.on_request(hook)
-    tenant.fail("hang", method="DELETE", before=False)
-    with threads_left_behind() as late:
-        result = run("-vv", "--json")
-        assert (result.status, result.kinds) == (143, ["deleting", "failed"])
-    tenant.release()
-    wait_for_threads(late)
-    assert tenant.phone(phone) is None
-    assert capsys.readouterr() == ("", "")
+    """It comes too late to stop anything: the summary and the status agree."""
+    tenant.add_user("ann")
+    monkeypatch.setattr(sys, stream, Signaled("request", TERM, seconds=0.2))
+    assert run("-v", "--json").status == 0
