@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import re
-import select
-import sys
-import threading
-import time
 
 import pytest
 
-from tests.simulation.tenant import SKEY, Record, Request, Tenant, cast
+from tests.simulation.tenant import SKEY, Request, Tenant
 from tests.support import (
+    DRY_RUN,
     LONG_AGO,
     SCOPE,
     SET_UP,
@@ -24,12 +19,8 @@ from tests.support import (
     Run,
     Terminal,
     add_outcomes,
-    process,
     redirected,
     start,
-    threads_left_behind,
-    wait_for_threads,
-    write_methods,
     writes,
 )
 
@@ -49,29 +40,22 @@ def test_cron_hears_nothing_of_a_run_that_goes_well(
     assert (result.status, result.out, result.err) == (0, "", "")
 
 
-def test_a_process_without_a_terminal_says_nothing(tenant: Tenant) -> None:
-    cast(tenant, time.time())
-    result = process(tenant)
-    assert len(writes(tenant)) == 3
-    assert (result.status, result.out, result.err) == (0, "", "")
-
-
 def test_v_tells_each_action_and_a_summary(tenant: Tenant, run: Run) -> None:
-    """The actions in the order of the walk."""
+    """The harmless actions first."""
     ids = add_outcomes(tenant)
     result = run("-v", "--untag")
     assert (result.status, result.out) == (0, "")
     *actions, summary = result.err.splitlines()
     about_each = [
-        ("stamped", "+15550000000", "ann"),
-        ("deleted", "+15550000001", "bob"),
-        ("untagged", "+15550000004", "eve"),
-        ("changed", "+15550000005", "fay"),
-        ("gone", "+15550000006", "gus"),
+        ("stamped", "+15550000000", "ann", ""),
+        ("gone", "+15550000006", "gus", ""),
+        ("untagged", "+15550000004", "eve", ""),
+        ("deleted", "+15550000001", "bob", ""),
+        ("changed", "+15550000005", "fay", ": set up since its tag"),
     ]
     assert len(actions) == len(about_each)
-    for line, (event, number, user) in zip(actions, about_each):
-        text = f"{event}: phone {number} of {user} ({ids[event]})"
+    for line, (event, number, user, reason) in zip(actions, about_each):
+        text = f"{event}: phone {number} of {user} ({ids[event]}){reason}"
         assert re.fullmatch(LOG + re.escape(text), line)
     text = (
         "7 users, 7 phones, 6 in limbo: 1 stamped, 1 deleted, 1 untagged, 1 changed, "
@@ -92,15 +76,15 @@ def test_vv_tells_each_request_too(tenant: Tenant, run: Run) -> None:
     ids = add_outcomes(tenant)
     tenant.fail("status", method="DELETE")  # it is tried again
     log = run("-vv", "--untag").err
-    step = LOG + r"(\w+) (/admin/v1/\w+(?:/\w+)?)\S*: (\d+) after (\d\.\d\d) s$"
-    told = re.findall(step, log, re.MULTILINE)
-    answers = [(each.method, each.path, str(each.status)) for each in tenant.requests]
-    # The next phone is read while this one is written: in another order, perhaps.
-    assert sorted(each[:3] for each in told) == sorted(answers)
-    assert min(float(seconds) for *_, seconds in told) < 0.9
-    assert ("DELETE", f"/admin/v1/phones/{ids['deleted']}", "503") in answers
-    failed = re.findall(r" this try failed: Duo answers (\d+) ", log)
-    assert sorted(failed) == ["404", "503"], "one has gone, one is tried again"
+    told = re.findall(LOG + r"request (\d+): (.+)$", log, re.MULTILINE)
+    numbers = [int(number) for number, _ in told]
+    assert numbers == [*range(1, len(tenant.requests) + 1)]
+    requests = [text for _, text in told]
+    assert requests[0] == "users from 0"
+    assert f"GET {ids['deleted']}" in requests
+    path = f"/admin/v1/phones/{ids['deleted']}"
+    assert len([each for each in requests if each.startswith(f"DELETE {path}")]) == 2
+    assert re.findall(r" this try failed: Duo answers (\d+) ", log) == ["503"]
     for event in ("waiting", "named"):
         assert re.search(f" {event}: .*{ids[event]}", log)
 
@@ -116,7 +100,7 @@ def test_vv_tells_each_request_too(tenant: Tenant, run: Run) -> None:
         ("cleo", "1 user, 0 phones, 0 in limbo; 1 request", 0),
         (
             "ann bob --max-deletions 0",
-            "2 users, 3 phones, 3 in limbo: 1 stamped, 1 kept, 1 due, none deleted;"
+            "2 users, 3 phones, 3 in limbo: 1 stamped, 1 kept, 1 due and left;"
             " 6 requests",
             0,
         ),
@@ -125,9 +109,7 @@ def test_vv_tells_each_request_too(tenant: Tenant, run: Run) -> None:
             "1 user, 1 phone, 1 in limbo: 1 stamped, 1 unknown; 4 requests",
             1,
         ),
-        ("nobody", "0 users, 0 phones, 0 in limbo: 1 unknown; 1 request", 1),
-        ("-g 60 bob", "1 user, 2 phones, 2 in limbo: 1 deleted, 1 kept; 5 requests", 0),
-        ("-g 61 bob", "1 user, 2 phones, 2 in limbo: 1 waiting, 1 kept; 3 requests", 0),
+        ("nobody", "nothing was read: 1 unknown; 1 request", 1),
     ],
 )
 def test_the_summary_is_a_sentence(
@@ -145,107 +127,40 @@ def test_the_summary_is_a_sentence(
     assert result.status == status
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        pytest.param({}, id="in limbo"),
-        pytest.param({"name": "Their own"}, id="kept"),
-        pytest.param(SET_UP, id="set up"),
-    ],
-)
-def test_a_shared_phone_is_counted_once(
-    tenant: Tenant, run: Run, fields: Record
-) -> None:
-    tenant.add_phone("ann", "bob", "cleo", **fields)
-    tenant.add_phone("ann")
-    result = run("--json", "-v")
-    assert " 3 users, 2 phones, " in result.err.splitlines()[-1]
-    assert result.summary["users_seen"] == 3
-    assert result.summary["phones_seen"] == 2
+def test_a_shared_phone_is_counted_once(tenant: Tenant, run: Run) -> None:
+    """In limbo, kept or set up."""
+    tenant.add_phone("ann", "bob", "cleo")
+    tenant.add_phone("ann", "bob", name="Their own")
+    tenant.add_phone("bob", "cleo", **SET_UP)
+    result = run("-v")
+    assert " 3 users, 3 phones, 2 in limbo: " in result.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
-    ("pages_read", "argv", "summary"),
+    ("argv", "pages_read", "summary"),
     [
-        pytest.param(0, [], "nothing was read: 1 failed; 1 request", id="at once"),
-        pytest.param(
-            0, ["-v"], "nothing was read: 1 failed; 1 request", id="at once, -v"
-        ),
-        pytest.param(
-            1,
-            [],
-            "300 users, 2 phones, 2 in limbo: 1 failed; 2 requests",
-            id="half way",
-        ),
+        ("--dry-run", 0, "nothing was read: 1 failed; 1 request"),
+        ("-v", 1, "300 users, 2 phones, 2 in limbo: 1 failed; 2 requests"),
     ],
 )
-@pytest.mark.parametrize("dry_run", [False, True])
 def test_the_summary_of_a_walk_that_fails(
-    *,
-    tenant: Tenant,
-    run: Run,
-    pages_read: int,
-    argv: list[str],
-    summary: str,
-    dry_run: bool,
+    tenant: Tenant, run: Run, argv: str, pages_read: int, summary: str
 ) -> None:
-    """It tells what was seen; where nothing was, it is no row of zeros."""
+    """It tells what was seen; a dry run tells it where the table would be."""
     tenant.add_phone("ann", name=STUCK)
     tenant.add_phone("bob")
     for number in range(300):
         tenant.add_user(f"u{number}")
     tenant.fail("status", status=400, path="users", after=pages_read, times=None)
-    expected = summary + SECONDS + "; exit status 1"
-    if dry_run:  # it tells that where the table would be
-        result = run("--dry-run", *argv)
-        (error,) = result.err.splitlines()
-        *scope, told = result.out.splitlines()
-        assert scope == [SCOPE, SHORT_GRACE]
-        assert re.fullmatch(expected, told)
-    else:
-        result = run(*argv)
-        error, told = result.err.splitlines()
-        assert re.fullmatch(LOG + expected, told)
-    assert " error: Duo answers 400 " in error
+    result = run(argv)
+    *_, told = (result.err + result.out).splitlines()
+    assert re.fullmatch(f"({LOG})?{summary}{SECONDS}; exit status 1", told)
+    assert " error: Duo answers 400 " in result.err
     assert result.status == 1
     assert writes(tenant) == []
 
 
-def test_no_request_is_told_of_after_the_summary(
-    tenant: Tenant, run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Pages that were asked for and then not waited for."""
-    let_go = threading.Event()
-
-    def hook(request: Request) -> None:
-        if request.params["offset"] == "300":
-            tenant.wait_for(4)
-            tenant.fail("status", status=400)
-        elif request.params["offset"] != "0":
-            let_go.wait(30)
-
-    tenant.populate(1200)
-    tenant.on_request(hook)
-    with threads_left_behind() as late:
-        result = run("-vv", "--json")
-        assert (result.status, result.summary["requests"]) == (1, 4)
-    let_go.set()
-    wait_for_threads(late)
-    assert [request.status for request in tenant.requests].count(200) == 3
-    assert capsys.readouterr() == ("", "")
-
-
 # At a terminal
-
-
-def answered(terminal: Terminal, answer: bytes) -> str:
-    """Wait for the question and answer it; give what was written before."""
-    written = b""
-    while b"? [y/n/a/q] " not in written:
-        assert select.select([terminal.ours], [], [], 20)[0]
-        written += os.read(terminal.ours, 65536)
-    os.write(terminal.ours, answer)
-    return written.decode()
 
 
 def displayed(text: str) -> list[str]:
@@ -266,115 +181,44 @@ def displayed(text: str) -> list[str]:
     return [line.rstrip() for line in lines if line.strip()]
 
 
-@pytest.mark.parametrize("argv", [[], ["-v"], ["--json"]])
-def test_a_terminal_is_told_without_v(tenant: Tenant, argv: list[str]) -> None:
-    tenant.add_phone("ann")
-    tenant.add_phone("bob", name="Bob's")
-    log = Terminal()
-    with start(tenant, *argv, stderr=log.theirs) as child:
-        out, _ = child.communicate(timeout=30)
-    stamped, summary = displayed(log.read())
-    assert " stamped: " in stamped
-    assert " 2 users, 2 phones, 2 in limbo: 1 stamped, 1 kept; 3 requests, " in summary
-    assert child.returncode == 0
-    assert (out == "") is (argv != ["--json"])
-
-
 def test_the_progress_of_a_long_walk(tenant: Tenant) -> None:
     """Several runs at a time, since each has to take more than a second."""
     tenant.add_phone("ann")
     tenant.populate(1200)
     tenant.slow(row=0.6 / 300)
     progress = re.compile(r"\d+ of 1201 users")
-    plain = Terminal()
     asking = Terminal()
     table = Terminal()
-    aside = Terminal()
-    journal = Terminal()
-    children = {
-        "plain": start(tenant, "--no-force", stdin=plain.theirs, stderr=plain.theirs),
-        "asking": start(tenant, "--no-force", stderr=asking.theirs),
-        "table": start(tenant, "-n", stdout=table.theirs, stderr=table.theirs),
-        "aside": start(tenant, "-n", stderr=aside.theirs),
-        "journal": start(
-            tenant, "-n", "--json", stdout=journal.theirs, stderr=journal.theirs
-        ),
-        "none": start(tenant, "-n", "-v"),
-    }
-    early = answered(plain, b"n\n")
-    ends: dict[str, tuple[str, str]] = {}
-    for name, child in children.items():
-        stdin = None
-        if name == "asking":
-            stdin = "n\n"
-        with child:
-            ends[name] = child.communicate(stdin, timeout=60)
-        assert child.returncode == 0
+    with (
+        start(tenant, "--no-force", stderr=asking.theirs) as asking_child,
+        start(tenant, "-n", stdout=table.theirs, stderr=table.theirs) as table_child,
+        start(tenant, "-n", "-v") as child,
+    ):
+        asking_child.communicate("n\n", timeout=60)
+        table_child.communicate(timeout=60)
+        ends = child.communicate(timeout=60)
+    assert not progress.search("".join(ends)), "it is for terminals"
 
     raw = asking.read()
     assert len(progress.findall(raw)) > 1
-    before, after = raw.split("localhost: ")
-    assert "\n" not in before
+    before, after = raw.split(f"{tenant.host}: ")
     assert displayed(f"{before}|") == ["|"], "the prompts come on an empty line"
     assert not progress.search(after)
-    scope, short_grace, question, declined, summary = displayed(raw)
-    assert (scope, short_grace) == (SCOPE, SHORT_GRACE)
-    assert question.startswith("1 of 1: ")
-    assert " declined: " in declined
-    assert " 1201 users, " in summary
+    *_, summary = displayed(raw)
     (seconds,) = re.findall(r" requests, ([0-9.]+) s$", summary)
     assert 1 < float(seconds) < 60
 
-    raw = early + plain.read()
-    assert progress.search(raw)
-    assert not [line for line in displayed(raw) if progress.search(line)]
-
     raw = table.read()
     assert progress.search(raw)
-    scope, short_grace, head, row, totals = displayed(raw)
-    assert (scope, short_grace) == (SCOPE, SHORT_GRACE)
-    assert head.startswith("USERS")
-    assert re.fullmatch(r"ann +\+15550000000 +never +stamp: not tagged yet", row)
+    *begin, head, row, totals = displayed(raw)
+    assert begin == [DRY_RUN, f"{tenant.host}: {SCOPE}", SHORT_GRACE]
+    assert head.startswith("A RUN WOULD")
+    assert re.fullmatch(r"stamp: not tagged yet +never +\+15550000000 +ann", row)
     assert totals.startswith("1201 users, ")
-
-    raw = aside.read()
-    assert progress.search(raw)
-    assert displayed(raw) == []
-    assert not progress.search(ends["aside"][0])
-    assert len(ends["aside"][0].splitlines()) == 5
-
-    raw = journal.read()
-    assert progress.search(raw)
-    *lines, summary = displayed(raw)
-    assert [json.loads(x)["event"] for x in lines] == ["would_stamp", "summary"]
-    assert " 1201 users, " in summary
-
-    assert not progress.search("".join(ends["none"]))
-
-
-def test_progress_never_passes_the_number_of_users(tenant: Tenant) -> None:
-    """Of named users that is how many names were asked for, whatever Duo answers."""
-    asked = [f"u{number}" for number in range(250)]
-    for number in range(400):
-        tenant.add_user(f"u{number}")
-    tenant.slow(request=0.6)
-    first = Terminal()
-    second = Terminal()
-    with (
-        start(tenant, *asked, stderr=first.theirs) as child,
-        start(tenant, *asked, "U249", stderr=second.theirs) as another,
-    ):
-        assert child.wait(30) == 0
-        assert another.wait(30) == 0
-    for terminal, number in ((first, 250), (second, 251)):
-        shown = re.findall(r"(\d+) of (\d+) users", terminal.read())
-        assert len(shown) >= 2
-        assert {total for _, total in shown} == {str(number)}
-        assert all(int(seen) <= number for seen, _ in shown)
 
 
 def test_the_progress_of_the_writes(tenant: Tenant) -> None:
-    """Of the phones that are written to; it leaves nothing on the screen."""
+    """Of the phones that are written to; what is done is told without -v."""
     for number in range(5):
         tenant.add_phone(f"u{number}")
         tenant.add_phone(f"u{number}", name="Kept")
@@ -394,7 +238,7 @@ def test_the_progress_of_the_writes(tenant: Tenant) -> None:
 def test_a_rate_limit_that_is_waited_out_is_shown(tenant: Tenant) -> None:
     """On a terminal, where a run has taken more than a second; then it is cleared."""
     tenant.add_phone("ann")
-    tenant.fail("status", status=429, path="users$", times=2)
+    tenant.fail("status", status=429, path="users$", times=3)
     terminal = Terminal()
     with start(tenant, stderr=terminal.theirs) as child:
         assert child.wait(30) == 0
@@ -441,7 +285,6 @@ HOSTILE = [
     "\udcff",
     "\U000e0041",
 ]
-TEXT = "|".join(HOSTILE)
 
 
 def check_harmless(result: Result, begin: str) -> None:
@@ -459,12 +302,12 @@ def check_harmless(result: Result, begin: str) -> None:
         pytest.param("-vv", LOG, id="log"),
         pytest.param(
             "--no-force",
-            LOG + rf"|\d+ of \d+: |{SCOPE}|{SHORT_GRACE}|y: ",
+            LOG + rf"|\d+ of \d+: |localhost:\d+: {SCOPE}|y: ",
             id="prompts",
         ),
         pytest.param(
             "--dry-run -v",
-            rf"{SCOPE}|{SHORT_GRACE}|USERS |who|\d+ users, ",
+            rf"{DRY_RUN}|localhost:\d+: |{SHORT_GRACE}|A RUN|\w+: |\d+ users, ",
             id="table",
         ),
         pytest.param("--json -v", '{"event"|' + LOG, id="journal"),
@@ -474,12 +317,12 @@ def check_harmless(result: Result, begin: str) -> None:
 def test_hostile_text_is_escaped(
     tenant: Tenant, run: Run, argv: str, begin: str
 ) -> None:
-    names = [f"who{text}" for text in [*HOSTILE, TEXT]]
+    names = [f"who{text}" for text in [*HOSTILE, "|".join(HOSTILE)]]
     for name in names:
         tenant.add_phone(name, number=name)
         tenant.add_phone(name, number=f"+1{name}", name=STUCK)
         tenant.add_phone(name, name=f"my {name}")
-    result = run(*argv.split(), stdin="\x1b[31m\r\u202e\nn\nn\nn\na\n")
+    result = run(*argv.split(), stdin="\x1b[31m\r\u202e\nn\na\n" + len(names) * "n\n")
     assert result.status == 0
     check_harmless(result, begin)
     if "--json" in argv:
@@ -487,27 +330,19 @@ def test_hostile_text_is_escaped(
         assert {*told} == {*names}, "whoever reads the journal gets the text itself"
 
 
-@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
-@pytest.mark.parametrize("status", [400, 401])
-def test_duos_messages_are_escaped(
-    tenant: Tenant, run: Run, status: int, text: str
-) -> None:
-    tenant.add_phone("ann")
-    how: Record = {"status": status, "message": f"sorry {text}", "message_detail": text}
-    tenant.fail("status", path="phones", **how)
+def test_duos_messages_are_escaped(tenant: Tenant, run: Run) -> None:
+    for text in HOSTILE:
+        tenant.add_phone("ann")
+        tenant.fail("status", path="phones", status=400, message=f"sorry {text}")
     result = run("--json", "-vv")
-    assert result.status == 1
-    assert "sorry" in result.err
+    assert result.outcomes == len(HOSTILE) * ["failed"]
     check_harmless(result, '{"event"|' + LOG)
 
 
-@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
-def test_a_name_that_was_asked_for_is_escaped(
-    tenant: Tenant, run: Run, text: str
-) -> None:
-    result = run("--json", f"who{text}")
-    assert result.status == 1
-    assert result.events[0]["user"] == f"who{text}"
+def test_a_name_that_was_asked_for_is_escaped(run: Run) -> None:
+    names = [f"who{text}" for text in HOSTILE]
+    result = run("--json", *names)
+    assert [each["user"] for each in result.events[:-1]] == names
     check_harmless(result, '{"event"|' + LOG)
 
 
@@ -529,12 +364,6 @@ def test_a_name_that_was_asked_for_is_escaped(
             "zoë\\u6f22\\U0001f600",
             id="latin-1",
         ),
-        pytest.param(
-            {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-            "ascii",
-            "zo\\xeb\\u6f22\\U0001f600",
-            id="C, strictly",
-        ),
         pytest.param({"LC_ALL": "C"}, "utf-8", "zoë漢😀", id="C"),
     ],
 )
@@ -552,91 +381,35 @@ def test_encodings(
 
 # Broken streams
 
-GONE_READER = "the reader of standard output has gone"
-"""The error where a pipe is closed at its other end."""
 
-
-def check_quiet_end(err: str, *expected: str) -> None:
-    """Check that no error of Python's comes out, and an error line for each of these.
-
-    The summary may follow.
-    """
-    for text in ("Traceback", "Exception", "Error", "NoneType"):
-        assert text not in err
-    lines = [line for line in err.splitlines() if not re.search(r"; \d+ request", line)]
-    assert len(lines) == len(expected), err
-    for line, text in zip(lines, expected):
-        assert " error: " in line
-        assert text in line
-
-
+@pytest.mark.parametrize("argv", [["--json"], ["-n"], ["-n", "--json"]], ids=" ".join)
 @pytest.mark.parametrize(
-    ("streams", "errors"),
+    ("streams", "error"),
     [
-        pytest.param(">&-", ["standard output"], id="closed"),
-        pytest.param(">/dev/full", ["standard output"], id="full"),
-        pytest.param(">&- 2>&-", [], id="closed, and standard error, too"),
-    ],
-)
-@pytest.mark.parametrize(
-    ("names", "written"),
-    [
-        pytest.param([LONG_AGO, ""], [], id="a deletion first"),
-        pytest.param(["", LONG_AGO], ["POST"], id="a stamp first"),
-    ],
-)
-def test_without_a_journal_nothing_more_is_written(
-    tenant: Tenant,
-    streams: str,
-    errors: list[str],
-    names: list[str],
-    written: list[str],
-) -> None:
-    """A stamp is journaled when it is done: the first is the last."""
-    for name in names:
-        tenant.add_phone("ann", name=name)
-    with redirected(tenant, streams, "--json") as child:
-        _, err = child.communicate(timeout=30)
-    assert child.returncode == 1
-    assert write_methods(tenant) == written
-    check_quiet_end(err, *errors)
-
-
-@pytest.mark.parametrize(
-    ("broken_at", "written", "done"),
-    [
-        pytest.param("DELETE", ["DELETE"], "1 deleted", id="at the first deletion"),
-        pytest.param(
-            "POST", ["DELETE", "POST"], "1 stamped, 1 deleted", id="at the first stamp"
+        (">&-", " error: standard output cannot be written: it is closed\n"),
+        (
+            ">/dev/full",
+            " error: standard output cannot be written: No space left on device\n",
         ),
+        (">&- 2>&-", ""),
     ],
 )
-def test_a_journal_whose_reader_leaves(
-    tenant: Tenant, broken_at: str, written: list[str], done: str
+def test_what_was_asked_for_cannot_be_written(
+    tenant: Tenant, streams: str, error: str, argv: list[str]
 ) -> None:
-    for name in (LONG_AGO, "", LONG_AGO, ""):
-        tenant.add_phone("ann", name=name)
-    reader, writer = os.pipe()
-    gone = threading.Event()
-
-    def leave(request: Request) -> None:
-        if request.method == broken_at and not gone.is_set():
-            gone.set()
-            os.close(reader)
-
-    tenant.on_request(leave)
-    with start(tenant, "--json", stdout=writer) as child:
-        os.close(writer)
+    """It is told once, and nothing is deleted without its record."""
+    tenant.add_phone("ann", name=LONG_AGO)
+    with redirected(tenant, streams, *argv) as child:
         _, err = child.communicate(timeout=30)
     assert child.returncode == 1
-    assert write_methods(tenant) == written
-    check_quiet_end(err, GONE_READER)
-    assert f" in limbo: {done}; " in err, "it has a line of its own, and is no number"
-    assert err.endswith("; exit status 1\n")
+    assert err.count(" error: ") == error.count(" error: ")
+    assert error in err
+    assert "Traceback" not in err
+    assert writes(tenant) == []
 
 
 def test_a_table_whose_reader_leaves(tenant: Tenant) -> None:
-    """As head does: here, after the first two lines."""
+    """As head does: here, after the first three lines. It is told in one line."""
     tenant.add_phone("ann")
     reader, writer = os.pipe()
     shown: list[str] = []
@@ -650,126 +423,40 @@ def test_a_table_whose_reader_leaves(tenant: Tenant) -> None:
         os.close(writer)
         _, err = child.communicate(timeout=30)
     assert child.returncode == 1
-    assert shown == [f"{SCOPE}\n{SHORT_GRACE}\n"]
-    error, summary = err.splitlines()
-    assert re.fullmatch(LOG + f"error: {GONE_READER}", error)
-    text = "1 user, 1 phone, 1 in limbo: 1 to stamp; 1 request"
-    assert re.fullmatch(LOG + text + SECONDS + "; exit status 1", summary)
+    assert shown == [f"{DRY_RUN}\n{tenant.host}: {SCOPE}\n{SHORT_GRACE}\n"]
+    text = "error: the reader of standard output has gone\n"
+    assert re.fullmatch(LOG + text, err)
 
 
 def test_a_journal_that_cannot_take_its_last_line(tenant: Tenant) -> None:
     tenant.add_user("ann")
     with redirected(tenant, ">/dev/full", "-v", "--json") as child:
         _, err = child.communicate(timeout=30)
+    error, summary = err.splitlines()
     assert child.returncode == 1
-    check_quiet_end(err, "standard output")
-    assert "exit status 0" not in err
+    assert " error: standard output cannot be written: " in error
+    assert summary.endswith("; exit status 1")
 
 
 @pytest.mark.parametrize(
-    ("argv", "summary"),
+    ("streams", "argv", "status"),
     [
-        # The first line of a table comes before anything is read.
-        pytest.param(["-n"], "nothing was read; 0 requests, ", id="the table"),
-        pytest.param(
-            ["-n", "--json"],
-            "1 user, 1 phone, 1 in limbo: 1 to stamp; 1 request, ",
-            id="JSON lines",
-        ),
+        (">&-", [], 0),
+        ("2>&-", ["-vv"], 0),
+        ("2>/dev/full", ["-vv", "ann", "nobody"], 1),
+        ("<&- >&- 2>&-", ["-vv", "ann", "nobody"], 1),
+        ("2>&-", ["--grace-period=soon"], 2),
+        ("2>/dev/full", ["--grace-period=soon"], 2),
     ],
 )
-@pytest.mark.parametrize(
-    ("streams", "error"),
-    [
-        (">&-", "error: standard output cannot be written: it is closed"),
-        (
-            ">/dev/full",
-            "error: standard output cannot be written: No space left on device",
-        ),
-        ("| :", f"error: {GONE_READER}"),
-    ],
-)
-def test_a_dry_run_that_nobody_reads(
-    *, tenant: Tenant, streams: str, error: str, argv: list[str], summary: str
+def test_a_run_needs_no_stream(
+    tenant: Tenant, streams: str, argv: list[str], status: int
 ) -> None:
-    tenant.add_phone("ann")
-    if streams == "| :":
-        reader, writer = os.pipe()
-        os.close(reader)
-        child = start(tenant, *argv, stdout=writer)
-        os.close(writer)
-    else:
-        child = redirected(tenant, streams, *argv)
-    with child:
-        _, err = child.communicate(timeout=30)
-    assert child.returncode == 1
-    check_quiet_end(err, error)
-    assert f" {summary}" in err, "where it can be read"
-
-
-class StdoutThatFills(io.StringIO):
-    """Standard output that takes no more when the totals come."""
-
-    def write(self, text: str) -> int:
-        if "; 1 request, " in text:
-            raise OSError("full")
-        return super().write(text)
-
-
-def test_totals_that_cannot_be_written(
-    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tenant.add_user("ann")
-    monkeypatch.setattr(sys, "stdout", StdoutThatFills())
-    result = run("--dry-run")
-    error, summary = result.err.splitlines()
-    assert result.status == 1
-    assert "standard output cannot be written: full" in error
-    assert summary.endswith("exit status 1")
-
-
-@pytest.mark.parametrize(
-    ("streams", "argv"),
-    [
-        (">&-", []),
-        ("2>&-", ["-vv"]),
-        ("2>/dev/full", ["-vv"]),
-        ("<&- >&- 2>&-", ["-vv"]),
-    ],
-)
-def test_a_run_needs_no_stream(tenant: Tenant, streams: str, argv: list[str]) -> None:
-    phone_id = tenant.add_phone("ann", name=LONG_AGO)
+    tenant.add_phone("ann", name=LONG_AGO)
     with redirected(tenant, streams, *argv) as child:
         assert child.communicate(timeout=30) == ("", "")
-    assert child.returncode == 0
-    assert tenant.phone(phone_id) is None
-
-
-@pytest.mark.parametrize(
-    ("streams", "argv", "errors"),
-    [
-        (">/dev/full", [], ["nobody"]),
-        ("2>&-", ["-vv"], []),
-        ("2>/dev/full", ["-vv"], []),
-        (">&- 2>&-", ["-vv"], []),
-    ],
-)
-def test_a_run_with_an_error_needs_no_stream(
-    tenant: Tenant, streams: str, argv: list[str], errors: list[str]
-) -> None:
-    phone_id = tenant.add_phone("ann", name=LONG_AGO)
-    with redirected(tenant, streams, *argv, "ann", "nobody") as child:
-        out, err = child.communicate(timeout=30)
-    assert (child.returncode, out) == (1, "")
-    assert tenant.phone(phone_id) is None
-    check_quiet_end(err, *errors)
-
-
-@pytest.mark.parametrize("streams", ["2>&-", "2>/dev/full", ">&- 2>&-"])
-def test_a_usage_error_that_nobody_hears(tenant: Tenant, streams: str) -> None:
-    with redirected(tenant, streams, "--grace-period=soon") as child:
-        assert child.communicate(timeout=30) == ("", "")
-    assert child.returncode == 2
+    assert child.returncode == status
+    assert (tenant.phones == {}) is (status < 2)
 
 
 # The secret key
@@ -778,22 +465,12 @@ def test_a_usage_error_that_nobody_hears(tenant: Tenant, streams: str) -> None:
 @pytest.mark.parametrize(
     ("argv", "fault", "status"),
     [
-        ([], "", 0),
-        (["--json"], "", 0),
-        (["--dry-run"], "", 0),
-        (["--dry-run", "--json"], "", 0),
-        (["--no-force"], "", 0),
+        (["--json"], "status", 0),
+        (["--dry-run"], "junk", 0),
+        (["--no-force"], "reset_after", 0),
         (["ann", "nobody"], "", 1),
         (["-s", SKEY[::-1]], "", 1),
         (["-i", "DI" + SKEY[2:20]], "", 1),
-        ([], "status", 0),
-        ([], "junk", 0),
-        ([], "reset_after", 0),
-        (["-g", "soon"], "", 2),
-        ([f"--skye={SKEY}"], "", 2),
-        ([f"--skey={SKEY[:20]} {SKEY[20:]}"], "", 2),
-        (["--skey", SKEY, "--skey-file", SKEY], "", 2),
-        ([SKEY, "--host", SKEY + "!"], "", 2),
     ],
 )
 def test_the_secret_key_is_in_no_output(
@@ -802,7 +479,7 @@ def test_the_secret_key_is_in_no_output(
     add_outcomes(tenant)
     if fault:
         tenant.fail(fault, times=2)
-    result = run("-vvv", *argv, stdin="y\nn\na\n")
+    result = run("-vvv", *argv, stdin="y\nn\na\na\n")
     assert result.status == status
     shown = result.out + result.err
     assert shown
