@@ -253,7 +253,7 @@ class Judgment:
         """The file has all that standard output has: it comes first."""
         if attempt.dry or not attempt.file or attempt.journal_breaks:
             return
-        missing = {*attempt.lines()} - {*attempt.written()}
+        missing = sorted({*attempt.lines()} - {*attempt.written()})
         self.check(not missing, f"{about}: not in the journal: {missing}")
 
     def review_deeds_done(self, attempt: Attempt, about: str) -> None:

@@ -107,7 +107,7 @@ class Watched(Tenant):
     """A tenant that tells its year what it does, at the moment when it does it."""
 
     def __init__(self, year: Year) -> None:
-        super().__init__()
+        super().__init__(clock=lambda: year.clock.now)
         self.year = year
         self.spoiled: set[int] = set()  # requests whose answers do not arrive whole
 
