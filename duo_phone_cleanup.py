@@ -236,7 +236,7 @@ class Phone:
         self.users: dict[str, User] = {}  # by their keys
         self.read_sent = NEVER  # when its last read was sent, by boot_seconds()
         self.new_name: str | None = None  # what a stamp or --untag writes
-        self.perhaps_written = False  # once a sent write has neither yes nor no
+        self.perhaps_written = False  # once a sent write got neither yes nor no
 
 
 # ------------------------------------------------------------- the run: walk, plan, act
@@ -565,9 +565,9 @@ class Stop:
             raise Stopped
 
     def wait_for(self, call: Call[T], end: float, patience: float = 0) -> T:
-        """Return the result of a call, for which is waited until `end`.
+        """Wait for a call until `end`; return its result.
 
-        After a signal only for so many seconds more. Raises what the call raises,
+        After a signal, wait for so many seconds more. Raises what the call raises,
         TimeoutError, Stopped.
         """
         while call.is_alive():
@@ -716,10 +716,8 @@ class DuoAdmin(duo_client.Admin):
 
     def _make_request(self, method: str, uri: str, body: Any, headers: Any) -> Any:
         """Send a request; return its answer and the answer's body."""
-        if method == "GET":
-            return self._exchange(
-                method, uri, body, headers
-            )  # in the thread of its Call
+        if method == "GET":  # which runs in the thread of a Call already
+            return self._exchange(method, uri, body, headers)
         call = Call(self._exchange, method, uri, body, headers)
         call.send_by = self.send_by
         self.send_by = NEVER
