@@ -72,7 +72,7 @@ class Read:
     """A phone as a run was told of it."""
 
     phone: Phone
-    record: Record
+    record: Record = field(repr=False)
     now: int
     asked: float  # when the request for it came, by the clock of `Year.passed`
 

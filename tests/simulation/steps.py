@@ -36,7 +36,7 @@ from unittest import mock
 import duo_phone_cleanup
 from tests.simulation.people import HOUR, MINUTE, Phone, owners_of
 from tests.simulation.runs import OTHER, Attempt, deed_of, phone_of, text_of
-from tests.simulation.tenant import Record, Request, _certificate, _Drop, _Refusal
+from tests.simulation.tenant import IKEY, SKEY, Record, Request, _Drop, _Refusal
 from tests.simulation.year import DEEDS_BY_VERB, PROMPT, Disk, Killed, Year
 
 STEPS = {
@@ -50,6 +50,7 @@ STEPS = {
 }
 """What a run does that others see, or that can fail: "reading 2 is answered"."""
 
+ENVIRONMENT = {"DUO_HOST": "localhost", "DUO_IKEY": IKEY, "DUO_SKEY": SKEY}
 NOW = 1_800_000_000
 GRACE = 10  # minutes
 TAG = NOW - GRACE * MINUTE  # its grace period ends at this very second
@@ -62,11 +63,13 @@ FIELDS: dict[str, Record] = {
     "untag": {"name": str(TAG), "activated": True},
 }
 WAYS = itertools.product(FIELDS, ("own", "shared"), ("all", "named"), ("force", "ask"))
-CASES = [" ".join((*way, "1")) for way in WAYS]
-CASES += [f"{verb} own all force 2" for verb in FIELDS]
-CASES += ["delete own all ask 2"]
-OUTAGE = "stamp own named force 5"  # phones; only what lasts happens to all of them
+CASES = [" ".join(way) for way in WAYS]
+CASES += ["delete,delete own all force"]
+CASES += ["untag,stamp own all force"]
+CASES += ["delete,stamp own all ask"]
+OUTAGE = "stamp,stamp,stamp,stamp,stamp own named force"  # only what lasts
 CASES += [OUTAGE]
+"""What is due to each phone, whose they are, who is looked at, and by whose leave."""
 Plan = tuple[tuple[str, str], ...]  # steps, and the misfortunes at them
 Deed = Callable[["Trial"], object]  # a misfortune
 
@@ -172,7 +175,7 @@ class Stage(contextlib.ExitStack):
         self.calls: list[object] = []  # a run within another one has its own
         read = duo_phone_cleanup.read_settings
         # Nothing happens before a run has its settings: each are read but once.
-        once = functools.cache(lambda *argv: read(argv, self.trial.environment()))
+        once = functools.cache(lambda *argv: read(argv, ENVIRONMENT))
         clock = {
             **vars(time),
             "clock_gettime": lambda which: self.trial.clock_gettime(which),
@@ -242,28 +245,26 @@ class Trial(Year):
         self.tenant.after_request(self.is_done)
         for name in ("ann", "bob", "cat"):
             self.tenant.add_user(name, created=NOW)
-        words = case.split()
+        verbs, whose, who, leave = case.split()
         owners = ["ann"]
-        if "shared" in words:
+        if whose == "shared":
             owners.append("cat")  # on the other page
         self.run = Tried(1, GRACE, file=self.file, limit=len(owners))  # it just fits
-        self.run.untag = "untag" in words
-        self.run.asks = "ask" in words
-        if "named" in words:
+        self.run.untag = "untag" in verbs
+        self.run.asks = leave == "ask"
+        if who == "named":
             self.run.names = ["ann"]
-        fields = FIELDS[words[0]]
-        for _ in range(int(words[-1])):
-            self.phone_id = self.tenant.add_phone(*owners, **fields)
-            phone = Phone(limbo=not self.run.untag, activated=self.run.untag)
-            if fields:
-                phone.tag = TAG
-            self.people.phones[self.phone_id] = phone
+        for verb in verbs.split(","):
+            self.add_phone(verb, owners)
 
-    def environment(self) -> dict[str, str]:
-        self.tenant.host = "localhost"
-        self.tenant.ca_certs = Path(self.file).with_name("ca.pem")
-        _certificate("localhost")[0].cert_pem.write_to_path(str(self.tenant.ca_certs))
-        return self.tenant.environment()
+    def add_phone(self, verb: str, owners: list[str]) -> None:
+        """Add a phone to which this is due. What befalls a phone befalls the last."""
+        fields = FIELDS[verb]
+        self.phone_id = self.tenant.add_phone(*owners, **fields)
+        phone = Phone(limbo=verb != "untag", activated=verb == "untag")
+        if fields:
+            phone.tag = TAG
+        self.people.phones[self.phone_id] = phone
 
     def play(self) -> None:
         """Carry the run out, with all that is planned."""
@@ -399,7 +400,7 @@ class Trial(Year):
 
     def fail(self, kind: str, times: int | None, how: Record) -> None:
         method = None
-        if self.request and times == 1:
+        if self.request and times:
             method = self.request.method
         self.fortune.fail(self.run, kind, how, method=method, times=times)
 
@@ -479,6 +480,9 @@ JOURNAL = "to the journal"
 BETWEEN = "is answered|to stdout"
 """Before each line of the journal, at which nobody looks meanwhile."""
 
+EVERYWHERE = "begins|arrives|is answered|to |is asked"
+"""While a request is carried out, the program does nothing, so that once is enough."""
+
 OF_A_PHONE: dict[str, tuple[str, Deed]] = {
     "it is activated": (SEEN, lambda its: its.activate(True)),
     "activated is null": (SEEN, lambda its: its.activate(None)),
@@ -498,7 +502,7 @@ GOING_ON: dict[str, tuple[str, Deed]] = {
     **OF_A_PHONE,
     "another run": (SEEN, Trial.run_another),
     "a late write arrives": (SEEN, Trial.arrive),
-    "stopped": ("", Trial.sleep_too_long),
+    "stopped": (EVERYWHERE, Trial.sleep_too_long),
     "the journal is torn": (BETWEEN, Trial.tear_journal),
 }
 """After these, something else may happen at the same step. They are no failure."""
@@ -518,7 +522,7 @@ RIDDEN_OUT: dict[str, tuple[str, Deed]] = {
     "no": ("is asked", making(reply="n\n")),
     "yes to all": ("is asked", making(reply="a\n")),
     "stop here": ("is asked", making(reply="q\n")),
-    "killed": ("", Trial.kill),
+    "killed": ("begins|arrives|is done|to |is asked", Trial.kill),
 }
 """These are no failure, either, where they come alone."""
 MISFORTUNES: dict[str, tuple[str, Deed]] = {
@@ -528,8 +532,9 @@ MISFORTUNES: dict[str, tuple[str, Deed]] = {
     "429 from now on": (ARRIVES, failing("status", None, status=429)),
     "500 from now on": (ARRIVES, failing("status", None, status=500)),
     "answers lost from now on": (ARRIVES, failing("reset_after", None)),
+    "writes lost from now on": (WRITE, failing("reset_before", 9)),
     "the listing ends early": ("page . arrives", failing("end_early")),
-    "SIGTERM": ("", Trial.tell_to_end),
+    "SIGTERM": (EVERYWHERE, Trial.tell_to_end),
     "the journal is removed": (BETWEEN, Trial.remove_journal),
     "the disk is full": (JOURNAL, making(journal_breaks=(0, "full"))),
     "the disk tears a line": (JOURNAL, making(journal_breaks=(0, "torn"))),
@@ -603,20 +608,21 @@ def main() -> int:
         print(*trial.story, trial.broken or "All promises kept.", sep="\n")
         return int(bool(trial.broken))
     began = time.monotonic()
-    starts = []
-    for case in CASES:
-        with Stage() as stage:
-            starts += [(case, (what,)) for what in further(stage.play(case))]
+    singles = 0
     pairs = 0
     broken = 0
     with multiprocessing.Pool(2) as pool:
-        for number, lines in pool.imap_unordered(explore_pairs, starts):
-            pairs += number
-            broken += len(lines)
-            for line in lines:
-                print(line, flush=True)
-    seconds = time.monotonic() - began
-    print(f"{len(starts)} alone, {pairs} pairs: {broken} broken; {seconds:.0f} s")
+        for case in CASES:
+            with Stage() as stage:
+                starts = [(case, (what,)) for what in further(stage.play(case))]
+            singles += len(starts)
+            for number, lines in pool.imap_unordered(explore_pairs, starts):
+                pairs += number
+                broken += len(lines)
+                for line in lines:
+                    print(line)
+            print(f"{case}: up to here {singles} alone, {pairs} pairs", flush=True)
+    print(f"{broken} broken; {time.monotonic() - began:.0f} s")
     return int(bool(broken))
 
 

@@ -403,8 +403,8 @@ class Year:
 
         attempt.out = Output(lambda: stall(True))  # only the main thread writes to it
         attempt.err = Output(lambda: stall(False))
-        prompted = mock.Mock(**{"isatty.return_value": False})
-        prompted.buffer.readline = lambda: self.answer(attempt).encode()
+        answers = types.SimpleNamespace(readline=lambda: self.answer(attempt).encode())
+        prompted = types.SimpleNamespace(isatty=lambda: False, buffer=answers)
         streams: Record = {
             "stdin": prompted,
             "stdout": attempt.out,
