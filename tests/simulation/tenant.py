@@ -1,8 +1,8 @@
 """A simulated Duo tenant: the Duo Admin API on localhost, over real HTTPS.
 
 It answers as Duo's documentation says: signed requests, page limits, error bodies.
-It can also be slow, limit rates and fail in chosen ways, so that a program can be
-tried against everything that a network and other people may do to it::
+It can also be slow and fail in chosen ways, so that a program can be tried against
+everything that a network and other people may do to it::
 
     with Tenant() as tenant:
         phone_id = tenant.add_phone("ann")  # its set-up was begun, not finished
@@ -39,7 +39,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from email.message import Message
@@ -162,21 +161,6 @@ class Fault:
 
 
 @dataclass
-class _Limit:
-    """So many requests in so many seconds."""
-
-    requests: int
-    seconds: float
-    passed: deque[float] = field(default_factory=deque)
-    """When the last ones passed."""
-
-    def is_reached(self, now: float) -> bool:
-        while self.passed and self.passed[0] <= now - self.seconds:
-            self.passed.popleft()
-        return len(self.passed) >= self.requests
-
-
-@dataclass
 class _Message:
     """What was read from a connection."""
 
@@ -263,7 +247,6 @@ class Tenant:
         self._phone_ids: set[str] = set()  # of the deleted ones, too
         self._numbers = itertools.count()
         self._faults: list[Fault] = []
-        self._limits: dict[str, _Limit] = {}
         self._delays = {"connection": 0.0, "request": 0.0, "row": 0.0}
         self._before: list[Callable[[Request], None]] = []
         self._after: list[Callable[[Request], None]] = []
@@ -526,15 +509,6 @@ class Tenant:
         """Take so many seconds for each connection, request and row of a listing."""
         self._delays = {"connection": connection, "request": request, "row": row}
 
-    def limit(self, requests: int, seconds: float, path: str = "") -> None:
-        """Answer 429 to all but so many requests in any so many seconds.
-
-        Only requests whose path matches this regex count. A limit for the same regex
-        replaces an earlier one.
-        """
-        with self._traffic:
-            self._limits[path] = _Limit(requests, seconds)
-
     def refuse(self, times: int) -> None:
         """Reset the next `times` connections as TLS begins.
 
@@ -557,7 +531,10 @@ class Tenant:
                 _shut_down(sock)
 
     def on_request(self, hook: Callable[[Request], None]) -> None:
-        """Call this for each request with valid credentials, before it is looked at."""
+        """Call this for each request with valid credentials, before it is looked at.
+
+        A hook, also one of `after_request`, may raise `_Refusal`: that is the answer.
+        """
         self._before.append(hook)
 
     def after_request(self, hook: Callable[[Request], None]) -> None:
@@ -742,7 +719,6 @@ class Tenant:
         """Do what is asked, unless or until something is to go wrong."""
         for hook in self._before:
             hook(request)
-        self._count_against_limits(request)
         fault = self._fault_for(request)
         if fault is not None:
             answer = self._fail_before(fault, request, sock)
@@ -792,19 +768,6 @@ class Tenant:
                 self._traffic.notify_all()
 
     # What goes wrong
-
-    def _count_against_limits(self, request: Request) -> None:
-        now = time.monotonic()
-        with self._traffic:
-            limits = [
-                limit
-                for path, limit in self._limits.items()
-                if re.search(path, request.path)
-            ]
-            if any(limit.is_reached(now) for limit in limits):
-                raise _Refusal(42901)
-            for limit in limits:
-                limit.passed.append(now)
 
     def _fault_for(self, request: Request) -> Fault | None:
         chosen = None
