@@ -8,7 +8,6 @@ import json
 import signal
 import socket
 import ssl
-import struct
 import subprocess
 import sys
 import time
@@ -82,10 +81,6 @@ def connect(tenant: Tenant) -> Iterator[Connect]:
 @pytest.fixture
 def client(connect: Connect) -> Client:
     return connect()
-
-
-def reset_on_close(sock: socket.socket) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def eventually(condition: Callable[[], bool]) -> bool:
@@ -319,7 +314,6 @@ ODD = {"code": "", "message": "No", "message_detail": "why"}
         ("answer", {"envelope": [1]}, True, (200, [1])),
         ("hang", {}, False, socket.timeout),
         ("hang", {"before": False}, True, socket.timeout),
-        ("hold", {}, False, socket.timeout),
         ("delay", {"seconds": 60}, True, socket.timeout),
         ("delay", {"seconds": 0.1}, True, DONE),
         ("drip", {"pause": 60}, True, socket.timeout),
@@ -397,38 +391,28 @@ def test_faults_in_turn(tenant: Tenant, client: Client) -> None:
         tenant.fail("status", statsu=500)
 
 
-@pytest.mark.parametrize(
-    ("kind", "left", "carried_out"),
-    [
-        ("hang", None, True),
-        ("hang", "closed", False),
-        ("hang", "reset", False),
-        ("hold", None, True),
-        ("hold", "closed", True),
-        ("hold", "reset", True),
-    ],
-)
-def test_requests_that_wait(
-    tenant: Tenant, client: Client, kind: str, left: str | None, carried_out: bool
-) -> None:
-    phone = f"{PHONES}/{tenant.add_phone()}"
-    fault = tenant.fail(kind, method="DELETE")
-    assert client.call()[0] == 200  # and the session tickets have been read
-    client.api_call("DELETE", phone, {})
+def test_a_request_that_hangs(tenant: Tenant, client: Client) -> None:
+    phone_id = tenant.add_phone()
+    fault = tenant.fail("hang", times=None)
+    client.api_call("DELETE", f"{PHONES}/{phone_id}", {})
     assert fault.held.wait(5)
-    if left == "reset":
-        reset_on_close(client.line.sock)
-    if left is not None:
-        client.line.close()
-    if not carried_out:
-        assert eventually(lambda: tenant.requests[1].left is not None)
-    assert tenant.phones
+    assert tenant.phone(phone_id)
     tenant.release()
-    if left is None:
-        assert client.answer() == DONE
-    assert eventually(lambda: tenant.requests[1].left == left)
-    assert eventually(lambda: fault.carried_out.is_set() == carried_out)
-    assert (not tenant.phones) == carried_out
+    assert client.answer() == DONE
+
+
+def test_a_request_that_hangs_ends_with_its_client(
+    tenant: Tenant, client: Client
+) -> None:
+    phone_id = tenant.add_phone()
+    fault = tenant.fail("hang")
+    client.api_call("DELETE", f"{PHONES}/{phone_id}", {})
+    assert fault.held.wait(5)
+    (thread,) = tenant._threads
+    client.line.close()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert tenant.phone(phone_id)
 
 
 # Connections

@@ -91,13 +91,12 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "ignore_names": (),
     "end_early": (),
     "endless": ("page",),
-    "hold": (),
     "delay": ("seconds",),
     "interim": ("status",),
     "answer_twice": ("response", "data"),
 }
 """The kinds of fault, each with the options it takes; see `Tenant.fail`."""
-RELEASABLE = ("hang", "drip", "hold")
+RELEASABLE = ("hang", "drip")
 
 MODIFIABLE = ("name", "number", "extension", "type", "platform")
 MAX_LIMIT = 300
@@ -131,11 +130,6 @@ class Request:
     time: float = field(default_factory=time.monotonic)
     status: int | None = None
     """None until answered, and for ever if the connection was dropped instead."""
-    left: str | None = None
-    """How the client gave up while the request hung or was held: "closed" or "reset".
-
-    Closing a connection resets it, too, where something unread has arrived on it: so
-    do the session tickets of TLS 1.3, unless an answer has been read before."""
 
 
 @dataclass
@@ -153,11 +147,9 @@ class Fault:
     hits: int = 0
     """How many times it has happened."""
     held: threading.Event = field(default_factory=threading.Event)
-    """Set when a request hangs or is held."""
+    """Set when a request hangs."""
     released: threading.Event = field(default_factory=threading.Event)
-    """Set it to let go the requests that hang, are held or drip."""
-    carried_out: threading.Event = field(default_factory=threading.Event)
-    """Set when the work of a request has been done, whatever becomes of the answer."""
+    """Set it to let go the requests that hang or drip."""
 
 
 @dataclass
@@ -486,8 +478,6 @@ class Tenant:
         end_early: leave ``next_offset`` out of a listing, as if it were the last page.
         endless: name a next page on each page of a listing, also past its end. `page`
             says what is on it: "empty" (nothing), or "same" (always the first page).
-        hold: do nothing until `release` is called, and then do the work and answer,
-            although the client may be gone: a request that is delivered late.
         delay: do the work, and answer so many `seconds` later.
         interim: do the work, and send an interim answer, of `status` (103), before the
             true one. `slow` puts a pause between the two.
@@ -565,7 +555,7 @@ class Tenant:
         return request
 
     def release(self) -> None:
-        """End the faults that hang, hold or drip, and let go what they hold now."""
+        """End the faults that hang or drip, and let go what they hold now."""
         with self._traffic:
             for fault in self._faults:
                 if fault.kind in RELEASABLE:
@@ -721,7 +711,7 @@ class Tenant:
             hook(request)
         fault = self._fault_for(request)
         if fault is not None:
-            answer = self._fail_before(fault, request, sock)
+            answer = self._fail_before(fault, sock)
             if answer is not None:
                 return answer
         try:
@@ -732,7 +722,6 @@ class Tenant:
         for hook in self._after:
             hook(request)
         if fault is not None:
-            fault.carried_out.set()
             self._fail_after(fault, request, sock, answer)
         return answer
 
@@ -785,9 +774,7 @@ class Tenant:
                     chosen.times -= 1
         return chosen
 
-    def _fail_before(
-        self, fault: Fault, request: Request, sock: ssl.SSLSocket
-    ) -> _Answer | None:
+    def _fail_before(self, fault: Fault, sock: ssl.SSLSocket) -> _Answer | None:
         """What goes wrong before the work; an answer that is given instead of it."""
         if fault.kind == "reset_before":
             raise _Drop(reset=True)
@@ -796,9 +783,7 @@ class Tenant:
         if fault.kind == "status":
             return _failure(**fault.how)
         if fault.kind == "hang" and fault.how.get("before", True):
-            self._hang(fault, request, sock)
-        if fault.kind == "hold":
-            self._hold(fault, request, sock)
+            self._hang(fault, sock)
         return None
 
     def _fail_after(
@@ -809,9 +794,7 @@ class Tenant:
         if kind == "reset_after":
             raise _Drop(reset=True)
         if kind == "hang" and not fault.how.get("before", True):
-            self._hang(fault, request, sock)
-        if kind == "hold" and request.left is not None:
-            raise _Drop
+            self._hang(fault, sock)
         if kind == "delay":
             self._pause(fault.how["seconds"])
         if kind == "interim":
@@ -838,18 +821,10 @@ class Tenant:
         if kind in ("truncate", "connection_close", "close_after"):
             answer.close = True
 
-    def _hang(self, fault: Fault, request: Request, sock: ssl.SSLSocket) -> None:
+    def _hang(self, fault: Fault, sock: ssl.SSLSocket) -> None:
         fault.held.set()
-        while not self._released(fault, sock, HANG_UP_CHECK_SECONDS, request):
+        while not self._released(fault, sock, HANG_UP_CHECK_SECONDS):
             pass
-
-    def _hold(self, fault: Fault, request: Request, sock: ssl.SSLSocket) -> None:
-        fault.held.set()
-        fault.released.wait()
-        if self._stopping.is_set():
-            raise _Drop
-        if _has_left(sock):
-            request.left = _how_it_left(sock)
 
     def _drip(self, fault: Fault, sock: ssl.SSLSocket, body: bytes) -> bytes:
         """Send it byte by byte until released; give what is left, at least one byte."""
@@ -859,20 +834,12 @@ class Tenant:
             self._released(fault, sock, fault.how.get("pause", 0.05))
         return body
 
-    def _released(
-        self,
-        fault: Fault,
-        sock: ssl.SSLSocket,
-        seconds: float,
-        request: Request | None = None,
-    ) -> bool:
+    def _released(self, fault: Fault, sock: ssl.SSLSocket, seconds: float) -> bool:
         """Wait so long for the fault to be released, or for the client to go away."""
         released = fault.released.wait(seconds)
         if self._stopping.is_set():
             raise _Drop
         if not released and _has_left(sock):
-            if request is not None:
-                request.left = _how_it_left(sock)
             raise _Drop
         return released
 
@@ -1034,15 +1001,6 @@ def _has_left(sock: ssl.SSLSocket) -> bool:
     """A client that waits for its answer has nothing to say, except goodbye."""
     readable, _, _ = select.select([sock], [], [], 0)
     return bool(readable)
-
-
-def _how_it_left(sock: ssl.SSLSocket) -> str:
-    try:
-        # Below the TLS layer, which may not tell one end from another.
-        socket.socket.recv(sock, 1, socket.MSG_PEEK)
-    except ConnectionError:
-        return "reset"
-    return "closed"
 
 
 def _shut_down(sock: ssl.SSLSocket) -> None:
