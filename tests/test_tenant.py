@@ -316,8 +316,6 @@ ODD = {"code": "", "message": "No", "message_detail": "why"}
         ("hang", {"before": False}, True, socket.timeout),
         ("delay", {"seconds": 60}, True, socket.timeout),
         ("delay", {"seconds": 0.1}, True, DONE),
-        ("drip", {"pause": 60}, True, socket.timeout),
-        ("drip", {"pause": 0.001}, True, DONE),
         ("close_after", {}, True, DONE),
         ("connection_close", {}, True, DONE),
         ("answer_twice", {}, True, DONE),

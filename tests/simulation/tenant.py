@@ -87,7 +87,6 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "answer": ("response", "metadata", "envelope"),
     "close_after": (),
     "connection_close": (),
-    "drip": ("pause",),
     "ignore_names": (),
     "end_early": (),
     "endless": ("page",),
@@ -96,7 +95,6 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "answer_twice": ("response", "data"),
 }
 """The kinds of fault, each with the options it takes; see `Tenant.fail`."""
-RELEASABLE = ("hang", "drip")
 
 MODIFIABLE = ("name", "number", "extension", "type", "platform")
 MAX_LIMIT = 300
@@ -149,7 +147,7 @@ class Fault:
     held: threading.Event = field(default_factory=threading.Event)
     """Set when a request hangs."""
     released: threading.Event = field(default_factory=threading.Event)
-    """Set it to let go the requests that hang or drip."""
+    """Set it to let go the requests that hang."""
 
 
 @dataclass
@@ -183,7 +181,6 @@ class _Answer:
     truncated: bool = False
     length: int | None = None
     """What its Content-Length says, if not the truth."""
-    drip: Fault | None = None
     followed_by: bytes = b""
     """What is sent at once behind it."""
     announce_close: bool = False
@@ -471,9 +468,6 @@ class Tenant:
             none), or, for the whole document, `envelope`.
         close_after: answer, then close the connection without having said so.
         connection_close: answer, say that the connection will close, close it.
-        drip: do the work, send the answer's body byte by byte, `pause` (0.05) seconds
-            apart, until `release` is called (then, the rest at once) or the client goes
-            away.
         ignore_names: list the users as if ``username_list`` had not been sent.
         end_early: leave ``next_offset`` out of a listing, as if it were the last page.
         endless: name a next page on each page of a listing, also past its end. `page`
@@ -555,10 +549,10 @@ class Tenant:
         return request
 
     def release(self) -> None:
-        """End the faults that hang or drip, and let go what they hold now."""
+        """End the faults that hang, and let go what they hold now."""
         with self._traffic:
             for fault in self._faults:
-                if fault.kind in RELEASABLE:
+                if fault.kind == "hang":
                     fault.times = 0
                     fault.released.set()
 
@@ -727,19 +721,14 @@ class Tenant:
 
     def _send(self, sock: ssl.SSLSocket, request: Request, answer: _Answer) -> None:
         body = _body(answer)
-        data = _head(answer, answer.length or len(body))
+        head = _head(answer, answer.length or len(body))
         if answer.truncated:
             body = body[: len(body) // 2]
-        if answer.drip is None:
-            data += body
-        else:
-            sock.sendall(data)
-            data = self._drip(answer.drip, sock, body)
         # Before it is sent: a test looks at it as soon as its client has the answer.
         request.status = answer.status
         try:
             with self._noted_as_sending(sock):
-                _send_together(sock, data, answer.followed_by)
+                _send_together(sock, head + body, answer.followed_by)
         except OSError:
             request.status = None
             raise
@@ -811,8 +800,6 @@ class Tenant:
             answer.content_type = "text/html"
         if kind == "end_early":
             answer.document.get("metadata", {}).pop("next_offset", None)
-        if kind == "drip":
-            answer.drip = fault
         if kind == "truncate":
             answer.truncated = True
             answer.length = fault.how.get("length")
@@ -822,26 +809,11 @@ class Tenant:
             answer.close = True
 
     def _hang(self, fault: Fault, sock: ssl.SSLSocket) -> None:
+        """Wait for the fault to be released, or for the client to go away."""
         fault.held.set()
-        while not self._released(fault, sock, HANG_UP_CHECK_SECONDS):
-            pass
-
-    def _drip(self, fault: Fault, sock: ssl.SSLSocket, body: bytes) -> bytes:
-        """Send it byte by byte until released; give what is left, at least one byte."""
-        while len(body) > 1 and not fault.released.is_set():
-            sock.sendall(body[:1])
-            body = body[1:]
-            self._released(fault, sock, fault.how.get("pause", 0.05))
-        return body
-
-    def _released(self, fault: Fault, sock: ssl.SSLSocket, seconds: float) -> bool:
-        """Wait so long for the fault to be released, or for the client to go away."""
-        released = fault.released.wait(seconds)
-        if self._stopping.is_set():
-            raise _Drop
-        if not released and _has_left(sock):
-            raise _Drop
-        return released
+        while not fault.released.wait(HANG_UP_CHECK_SECONDS):
+            if self._stopping.is_set() or _has_left(sock):
+                raise _Drop
 
     # The API
 
