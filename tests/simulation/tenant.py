@@ -83,14 +83,13 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "close_before": (),
     "truncate": ("length",),
     "junk": ("body",),
-    "hang": ("before",),
+    "hang": (),
     "answer": ("response", "metadata", "envelope"),
     "close_after": (),
     "connection_close": (),
     "ignore_names": (),
     "end_early": (),
     "endless": ("page",),
-    "delay": ("seconds",),
     "interim": ("status",),
     "answer_twice": ("response", "data"),
 }
@@ -147,7 +146,7 @@ class Fault:
     held: threading.Event = field(default_factory=threading.Event)
     """Set when a request hangs."""
     released: threading.Event = field(default_factory=threading.Event)
-    """Set it to let go the requests that hang."""
+    """Set it to let go the requests that hang, and those to come."""
 
 
 @dataclass
@@ -268,7 +267,6 @@ class Tenant:
 
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
-        self.release()
         # A last connection wakes the acceptor; closing its socket would not.
         with contextlib.suppress(OSError):
             socket.create_connection(self._listener.getsockname(), timeout=1).close()
@@ -462,8 +460,8 @@ class Tenant:
         truncate: do the work, send half of the answer, whose Content-Length may say
             any `length`.
         junk: do the work, answer with `body`.
-        hang: say nothing until `release` is called, and then go on, or until the
-            client goes away; `before` the work, unless that is False.
+        hang: say nothing, the work not done, until the fault is `released` or the
+            client goes away.
         answer: do the work, answer with another `response`, `metadata` (MISSING:
             none), or, for the whole document, `envelope`.
         close_after: answer, then close the connection without having said so.
@@ -472,7 +470,6 @@ class Tenant:
         end_early: leave ``next_offset`` out of a listing, as if it were the last page.
         endless: name a next page on each page of a listing, also past its end. `page`
             says what is on it: "empty" (nothing), or "same" (always the first page).
-        delay: do the work, and answer so many `seconds` later.
         interim: do the work, and send an interim answer, of `status` (103), before the
             true one. `slow` puts a pause between the two.
         answer_twice: do the work, answer, and send a second answer at once on the same
@@ -547,14 +544,6 @@ class Tenant:
                 f"Request {count} ({wanted}) has not come in {timeout} s"
             )
         return request
-
-    def release(self) -> None:
-        """End the faults that hang, and let go what they hold now."""
-        with self._traffic:
-            for fault in self._faults:
-                if fault.kind == "hang":
-                    fault.times = 0
-                    fault.released.set()
 
     # Connections
 
@@ -771,7 +760,7 @@ class Tenant:
             raise _Drop
         if fault.kind == "status":
             return _failure(**fault.how)
-        if fault.kind == "hang" and fault.how.get("before", True):
+        if fault.kind == "hang":
             self._hang(fault, sock)
         return None
 
@@ -782,10 +771,6 @@ class Tenant:
         kind = fault.kind
         if kind == "reset_after":
             raise _Drop(reset=True)
-        if kind == "hang" and not fault.how.get("before", True):
-            self._hang(fault, sock)
-        if kind == "delay":
-            self._pause(fault.how["seconds"])
         if kind == "interim":
             sock.sendall(_head(_Answer(status=fault.how.get("status", 103)), 0))
         if kind == "answer_twice":
