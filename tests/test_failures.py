@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -71,7 +72,7 @@ TARGETS = [
         pytest.param({"kind": "close_after"}, id="connection dropped afterwards"),
         pytest.param({"kind": "connection_close"}, id="connection closed afterwards"),
         pytest.param({"kind": "status", "status": 500}, id="500"),
-        pytest.param({"kind": "junk", "body": b""}, id="empty"),
+        pytest.param({"kind": "answer", "body": b""}, id="empty"),
     ],
 )
 @pytest.mark.parametrize("target", TARGETS, ids=name_of_case)
@@ -165,12 +166,7 @@ def status(number: int, **how: Any) -> Record:
 
 def page(number: int) -> Record:
     """The fault of a page with this status, as some proxy may send one."""
-    return status(number, body=b"<html>No</html>", content_type="text/html")
-
-
-def junk(body: bytes) -> Record:
-    """The fault of an answer that consists of this."""
-    return {"kind": "junk", "body": body}
+    return status(number, body=b"<html>No</html>")
 
 
 def answer(**how: Any) -> Record:
@@ -178,9 +174,9 @@ def answer(**how: Any) -> Record:
     return {"kind": "answer", **how}
 
 
-def not_ok(**envelope: Any) -> Record:
+def not_ok(**says: Any) -> Record:
     """The fault of an answer that is sent as 200 and says that it is none."""
-    return answer(envelope={"stat": "FAIL", **envelope})
+    return status(200, body=json.dumps({"stat": "FAIL", **says}).encode())
 
 
 KEYS = "check --ikey (DUO_IKEY) and --skey (DUO_SKEY) or --skey-file (DUO_SKEY_FILE)"
@@ -238,12 +234,12 @@ WALKS = [
     Walk("500 as 200", not_ok(code=50001, message="Busy"), "500 Busy", LATER, 3),
     Walk("reset", {"kind": "reset_before"}, NO_ANSWER, NETWORK, 3),
     Walk("cut short", {"kind": "truncate"}, "cannot be read: IncompleteRead", HOST, 3),
-    Walk("HTML", junk(b"<html>No</html>"), NO_JSON, HOST, 3),
-    Walk("not UTF-8", junk(b'{"stat":"\xff"}'), NO_JSON, HOST, 3),
-    Walk("deep", junk(b"[" * 100_000 + b"]" * 100_000), NO_JSON, HOST, 3),
-    Walk("null", answer(envelope=None), NO_JSON, HOST, 3),
-    Walk("nothing", answer(envelope={}), NO_JSON, HOST, 3),
-    Walk("no response", answer(envelope={"stat": "OK"}), NO_JSON, HOST, 3),
+    Walk("HTML", answer(body=b"<html>No</html>"), NO_JSON, HOST, 3),
+    Walk("not UTF-8", answer(body=b'{"stat":"\xff"}'), NO_JSON, HOST, 3),
+    Walk("deep", answer(body=b"[" * 100_000 + b"]" * 100_000), NO_JSON, HOST, 3),
+    Walk("null", answer(body=b"null"), NO_JSON, HOST, 3),
+    Walk("nothing", answer(body=b"{}"), NO_JSON, HOST, 3),
+    Walk("no response", answer(body=b'{"stat": "OK"}'), NO_JSON, HOST, 3),
     Walk("response null", answer(response=None), NO_PAGE, HOST, 3),
     Walk("response object", answer(response={"users": []}), NO_PAGE, HOST, 3),
     Walk("user null", answer(response=[None]), NO_PAGE, HOST, 3),
@@ -328,7 +324,7 @@ FAULTS = [
 FAULTS_OF_READS = [
     OnePhone("null", answer(response=None), NOT_THE_RECORD, 3),
     OnePhone("another phone", answer(response={"phone_id": "DP0"}), NOT_THE_RECORD, 3),
-    OnePhone("HTML", {"kind": "junk"}, " cannot be read: no JSON", 3),
+    OnePhone("HTML", answer(body=b"<html>"), " cannot be read: no JSON", 3),
 ]
 
 

@@ -466,7 +466,7 @@ def test_a_run_needs_no_stream(
     ("argv", "fault", "status"),
     [
         (["--json"], "status", 0),
-        (["--dry-run"], "junk", 0),
+        (["--dry-run"], "truncate", 0),
         (["--no-force"], "reset_after", 0),
         (["ann", "nobody"], "", 1),
         (["-s", SKEY[::-1]], "", 1),

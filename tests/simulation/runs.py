@@ -21,6 +21,8 @@ WHOLE = (*HARMLESS, "ignore_names", "end_early")
 OTHER = {"phone_id": "DPX", "platform": GENERIC[0], "name": ""}
 ANSWERS: list[Any] = [None, {}, [1], "x", [{"phones": [None, {}]}], *[OTHER] * 3]
 """What a server answers that has got something mixed up."""
+HTML = b"<html><h1>502 Bad Gateway</h1></html>"
+"""From some gateway on the way to Duo."""
 FAULTS: list[tuple[str, Record]] = [
     ("reset_before", {}),
     *[("reset_after", {})] * 2,
@@ -30,7 +32,7 @@ FAULTS: list[tuple[str, Record]] = [
     ("truncate", {}),
     ("truncate", {"length": 10**14}),
     ("truncate", {"length": 10**20}),
-    ("junk", {}),
+    ("answer", {"body": HTML}),
     ("interim", {}),
     ("interim", {"status": 102}),
     ("answer_twice", {}),
@@ -38,7 +40,9 @@ FAULTS: list[tuple[str, Record]] = [
     ("answer_twice", {"data": b"HTTP/1.1 404 Not Found\r\n\r\n"}),
     *[("end_early", {})] * 3,
     ("endless", {"page": "empty"}),
-    *[("status", {"status": status}) for status in (400, 401, 403, 429, 500, 502, 503)],
+    *[("status", {"status": status}) for status in (400, 401, 403, 429, 500)],
+    ("status", {"status": 502, "body": HTML}),
+    ("status", {"status": 503}),
     *[("answer", {"response": response}) for response in ANSWERS],
 ]
 NO_OUTCOMES = ("deleting", "waiting", "named")

@@ -70,21 +70,13 @@ ERRORS = {
     42901: "Too Many Requests",
 }
 FAULTS: dict[str, tuple[str, ...]] = {
-    "status": (
-        "status",
-        "code",
-        "message",
-        "message_detail",
-        "body",
-        "content_type",
-    ),
+    "status": ("status", "code", "message", "message_detail", "body"),
     "reset_before": (),
     "reset_after": (),
     "close_before": (),
     "truncate": ("length",),
-    "junk": ("body",),
     "hang": (),
-    "answer": ("response", "metadata", "envelope"),
+    "answer": ("response", "metadata", "body"),
     "close_after": (),
     "connection_close": (),
     "ignore_names": (),
@@ -176,7 +168,6 @@ class _Answer:
     rows: int = 0
     body: bytes | None = None
     """Sent in place of the document."""
-    content_type: str = "application/json"
     truncated: bool = False
     length: int | None = None
     """What its Content-Length says, if not the truth."""
@@ -454,16 +445,15 @@ class Tenant:
         several faults that fit a request, the one added first happens. The kinds:
 
         status: answer with an error, the work not done. `status` (503), and Duo's
-            `code`, `message`, `message_detail`; or `body` and `content_type`.
+            `code`, `message`, `message_detail`; or, for all that, `body`.
         reset_before, reset_after: reset the connection before or after the work.
         close_before: close the connection in good order, the work not done.
         truncate: do the work, send half of the answer, whose Content-Length may say
             any `length`.
-        junk: do the work, answer with `body`.
         hang: say nothing, the work not done, until the fault is `released` or the
             client goes away.
         answer: do the work, answer with another `response`, `metadata` (MISSING:
-            none), or, for the whole document, `envelope`.
+            none) or, for all that, `body`.
         close_after: answer, then close the connection without having said so.
         connection_close: answer, say that the connection will close, close it.
         ignore_names: list the users as if ``username_list`` had not been sent.
@@ -779,10 +769,6 @@ class Tenant:
             _name_a_next_page(answer, request.params, fault.how.get("page", "empty"))
         if kind == "answer":
             _answer_otherwise(answer, fault.how)
-        if kind == "junk":
-            answer.status = 200
-            answer.body = fault.how.get("body", b"<html>not json")
-            answer.content_type = "text/html"
         if kind == "end_early":
             answer.document.get("metadata", {}).pop("next_offset", None)
         if kind == "truncate":
@@ -1027,7 +1013,7 @@ def _head(answer: _Answer, length: int) -> bytes:
     phrase = http.client.responses.get(answer.status, "")
     lines = [f"HTTP/1.1 {answer.status} {phrase}"]
     if answer.status >= 200:
-        lines.append(f"Content-Type: {answer.content_type}")
+        lines.append("Content-Type: application/json")
         lines.append(f"Content-Length: {length}")
     if answer.announce_close:
         lines.append("Connection: close")
@@ -1066,15 +1052,10 @@ def _name_a_next_page(answer: _Answer, params: Record, page: str) -> None:
 
 def _answer_otherwise(answer: _Answer, how: Record) -> None:
     """Put another document in place of the answer's."""
-    document = {
-        "stat": "OK",
-        "response": how.get("response"),
-        "metadata": answer.document.get("metadata", MISSING),
-    }
-    if "metadata" in how:
-        document["metadata"] = how["metadata"]
+    metadata = how.get("metadata", answer.document.get("metadata", MISSING))
+    answer.document = _success(how.get("response"), metadata).document
     answer.status = 200
-    answer.document = how.get("envelope", _without_missing(document))
+    answer.body = how.get("body")
 
 
 def _modify(record: Record, changes: Record) -> None:
@@ -1094,27 +1075,15 @@ def _failure(
     message: str | None = None,
     message_detail: str | None = None,
     body: bytes | None = None,
-    content_type: str = "application/json",
 ) -> _Answer:
-    if status == HTTPStatus.BAD_GATEWAY and body is None:
-        # It comes from some gateway on the way to Duo.
-        body = b"<html><h1>502 Bad Gateway</h1></html>"
-        content_type = "text/html"
     if code is None:
-        code = _usual_code(status)
+        code = status * 100 + 1
     if message is None:
         message = ERRORS.get(code, HTTPStatus(status).phrase)
     document = {"stat": "FAIL", "code": code, "message": message}
     if message_detail is not None:
         document["message_detail"] = message_detail
-    return _Answer(document, status, body=body, content_type=content_type)
-
-
-def _usual_code(status: int) -> int:
-    """Duo's codes go on from the status: from 1 if the client is to blame."""
-    if 400 <= status < 500:
-        return status * 100 + 1
-    return status * 100
+    return _Answer(document, status, body=body)
 
 
 def _number(params: Record, name: str, default: int, least: int, most: int) -> int:
