@@ -156,7 +156,7 @@ def test_a_second_answer_is_not_taken_for_the_next_one(
 ) -> None:
     """The deletion is refused; a success lies on the connection of the read."""
     phone = tenant.add_phone("ann", name=STUCK)
-    tenant.fail("answer_twice", path=phone, response="")
+    tenant.fail("answer_twice", path=phone)
     tenant.fail("status", method="DELETE", status=400)
     result = run("--json")
     assert (result.status, result.outcomes) == (1, ["failed"])

@@ -82,8 +82,8 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "ignore_names": (),
     "end_early": (),
     "endless": ("page",),
-    "interim": ("status",),
-    "answer_twice": ("response", "data"),
+    "interim": (),
+    "answer_twice": (),
 }
 """The kinds of fault, each with the options it takes; see `Tenant.fail`."""
 
@@ -171,8 +171,7 @@ class _Answer:
     truncated: bool = False
     length: int | None = None
     """What its Content-Length says, if not the truth."""
-    followed_by: bytes = b""
-    """What is sent at once behind it."""
+    twice: bool = False
     announce_close: bool = False
     close: bool = False
 
@@ -460,11 +459,9 @@ class Tenant:
         end_early: leave ``next_offset`` out of a listing, as if it were the last page.
         endless: name a next page on each page of a listing, also past its end. `page`
             says what is on it: "empty" (nothing), or "same" (always the first page).
-        interim: do the work, and send an interim answer, of `status` (103), before the
-            true one. `slow` puts a pause between the two.
-        answer_twice: do the work, answer, and send a second answer at once on the same
-            connection, which nobody has asked for: with `response` (""), or, for all
-            of it, the bytes `data`.
+        interim: do the work, and send an interim answer before the true one. `slow`
+            puts a pause between the two.
+        answer_twice: answer, and send the same at once again.
         """
         unknown = set(how).difference(FAULTS[kind])
         if unknown:
@@ -707,7 +704,10 @@ class Tenant:
         request.status = answer.status
         try:
             with self._noted_as_sending(sock):
-                _send_together(sock, head + body, answer.followed_by)
+                if answer.twice:
+                    _send_twice(sock, head + body)
+                else:
+                    sock.sendall(head + body)
         except OSError:
             request.status = None
             raise
@@ -762,9 +762,9 @@ class Tenant:
         if kind == "reset_after":
             raise _Drop(reset=True)
         if kind == "interim":
-            sock.sendall(_head(_Answer(status=fault.how.get("status", 103)), 0))
+            sock.sendall(b"HTTP/1.1 103 Early Hints\r\n\r\n")
         if kind == "answer_twice":
-            answer.followed_by = _second_answer(**fault.how)
+            answer.twice = True
         if kind == "endless":
             _name_a_next_page(answer, request.params, fault.how.get("page", "empty"))
         if kind == "answer":
@@ -1011,33 +1011,23 @@ def _body(answer: _Answer) -> bytes:
 def _head(answer: _Answer, length: int) -> bytes:
     """The lines above a body of this length."""
     phrase = http.client.responses.get(answer.status, "")
-    lines = [f"HTTP/1.1 {answer.status} {phrase}"]
-    if answer.status >= 200:
-        lines.append("Content-Type: application/json")
-        lines.append(f"Content-Length: {length}")
+    lines = [
+        f"HTTP/1.1 {answer.status} {phrase}",
+        "Content-Type: application/json",
+        f"Content-Length: {length}",
+    ]
     if answer.announce_close:
         lines.append("Connection: close")
     return "\r\n".join([*lines, "", ""]).encode()
 
 
-def _send_together(sock: ssl.SSLSocket, data: bytes, more: bytes) -> None:
-    """Let `more` arrive with the end of `data`, but not be read along with it."""
-    if not more:
-        sock.sendall(data)
-        return
+def _send_twice(sock: ssl.SSLSocket, data: bytes) -> None:
+    """Let it arrive twice at the same time, but not be read together."""
     # Each sendall makes a TLS record of its own; the cork keeps both in one packet.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
     sock.sendall(data)
-    sock.sendall(more)
+    sock.sendall(data)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
-
-
-def _second_answer(response: Any = "", data: bytes | None = None) -> bytes:
-    if data is not None:
-        return data
-    answer = _success(response)
-    body = _body(answer)
-    return _head(answer, len(body)) + body
 
 
 def _name_a_next_page(answer: _Answer, params: Record, page: str) -> None:
