@@ -117,7 +117,6 @@ def test_credentials(
         for _ in range(2):
             status, document = client.call()
             assert (status, document.get("code")) == (expected, code)
-    assert tenant.server_names == ["localhost"]
     sent = [(each.connection, each.sequence, each.status) for each in tenant.requests]
     assert sent == [(1, 1, expected), (1, 2, expected)]
 
@@ -415,7 +414,7 @@ def test_connections_are_refused(tenant: Tenant, connect: Connect) -> None:
         with pytest.raises(OSError):
             connect().line.connect()
     assert kept.call() == connect().call() == (200, EMPTY)
-    assert (tenant.refused, tenant.connections) == (2, 2)
+    assert tenant.connections == 2
 
 
 def test_idle_connections_are_closed(tenant: Tenant, connect: Connect) -> None:

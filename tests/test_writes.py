@@ -608,7 +608,7 @@ def test_a_write_that_was_not_sent_leaves_no_doubt(
     when(tenant, "GET", phone_id, cut, answered=True)
     result = run("--json", "--untag")
     assert (result.status, result.err, result.outcomes) == (0, "", [event])
-    assert tenant.refused == 1
+    assert tenant.refusals == 0
     assert writes(tenant) == []
 
 

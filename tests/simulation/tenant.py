@@ -93,8 +93,7 @@ MAX_NAMES = 100
 MAX_SKEW_SECONDS = 300
 HANDSHAKE_SECONDS = 10
 HANG_UP_CHECK_SECONDS = 0.02
-THREADS_END_SECONDS = 0.3
-SEND_SECONDS = 5
+THREAD_ENDS_SECONDS = 0.3
 HOUR = 3600
 DAY = 24 * HOUR
 
@@ -118,7 +117,7 @@ class Request:
     """1 for the first request of all."""
     time: float = field(default_factory=time.monotonic)
     status: int | None = None
-    """None until answered, and for ever if the connection was dropped instead."""
+    """None until it is answered."""
 
 
 @dataclass
@@ -214,10 +213,9 @@ class Tenant:
         """Whether ``total_objects`` of a look-up by names counts all users."""
         self.requests: list[Request] = []
         self.connections = 0
-        self.refused = 0
-        """How many connections have been refused; they are none of `connections`."""
-        self.server_names: list[str | None] = []
-        """The hosts that their clients named in the handshake."""
+        """How many there have been, without those that were refused."""
+        self.refusals = 0
+        """How many connections will be refused."""
 
         self._clock = clock
         self._random = random.Random(0)
@@ -231,11 +229,10 @@ class Tenant:
         # Guards everything about the traffic; `lock` guards the records alone, so that
         # a test that holds it still sees requests arrive.
         self._traffic = threading.Condition()
-        self._refusals = 0
         self._sockets: set[ssl.SSLSocket] = set()
-        # What those of them do that are not at work on a request.
-        self._sending: set[ssl.SSLSocket] = set()
-        self._idle: set[ssl.SSLSocket] = set()
+        self._busy: set[ssl.SSLSocket] = set()  # on which a request is under way
+        self._sending = threading.Lock()
+        """Held until an answer is sent and its connection is no longer busy."""
         self._threads: set[threading.Thread] = set()
         self._stopping = threading.Event()
 
@@ -247,7 +244,6 @@ class Tenant:
         self.ca_certs = Path(self._directory.name, "ca.pem")
         authority.cert_pem.write_to_path(str(self.ca_certs))
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.sni_callback = self._note_server_name
         certificate.configure_cert(self._context)
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.host = f"localhost:{self._listener.getsockname()[1]}"
@@ -267,9 +263,8 @@ class Tenant:
             threads = list(self._threads)
         for sock in sockets:
             _shut_down(sock)
-        deadline = time.monotonic() + THREADS_END_SECONDS
         for thread in threads:
-            thread.join(max(0, deadline - time.monotonic()))
+            thread.join(THREAD_ENDS_SECONDS)  # a hook may wait for ever
         self._directory.cleanup()
 
     def environment(self) -> dict[str, str]:
@@ -483,7 +478,7 @@ class Tenant:
         Those that there are live on; see `close_idle`.
         """
         with self._traffic:
-            self._refusals = times
+            self.refusals = times
 
     def close_idle(self) -> None:
         """Close the connections on which no request is under way, without a word.
@@ -491,11 +486,9 @@ class Tenant:
         One that has just been opened is among them. It may be called by a hook, whose
         own connection is not idle.
         """
-        with self._traffic:
-            # The client of an answer that is just being sent may have it by now.
-            if not self._traffic.wait_for(lambda: not self._sending, SEND_SECONDS):
-                raise TimeoutError("An answer is not read")
-            for sock in self._idle:
+        # The client of an answer that is just being sent may have it by now.
+        with self._sending, self._traffic:
+            for sock in self._sockets - self._busy:
                 _shut_down(sock)
 
     def on_request(self, hook: Callable[[Request], None]) -> None:
@@ -541,21 +534,17 @@ class Tenant:
             if self._stopping.is_set():
                 raw.close()
                 return
-            if self._is_refused():
+            with self._traffic:
+                is_refused = self.refusals > 0
+                if is_refused:
+                    self.refusals -= 1
+            if is_refused:
                 _reset_as_tls_begins(raw)
                 continue
             thread = threading.Thread(target=self._serve, args=(raw,), daemon=True)
             with self._traffic:
                 self._threads.add(thread)
             thread.start()
-
-    def _is_refused(self) -> bool:
-        with self._traffic:
-            if self._refusals == 0:
-                return False
-            self._refusals -= 1
-            self.refused += 1
-            return True
 
     def _serve(self, raw: socket.socket) -> None:
         """Answer the requests of one connection until one side has had enough."""
@@ -566,48 +555,25 @@ class Tenant:
             sock = self._context.wrap_socket(
                 raw, server_side=True, do_handshake_on_connect=False
             )
-            self._keep_track(sock)
-        with self._traffic:
-            self._threads.discard(threading.current_thread())
+            with sock:
+                self._converse(sock)
 
-    def _keep_track(self, sock: ssl.SSLSocket) -> None:
-        """Serve a connection, close it, and know of it until then."""
+    def _converse(self, sock: ssl.SSLSocket) -> None:
         with self._traffic:
             self._sockets.add(sock)
         try:
-            with sock:
-                self._converse(sock)
-        finally:
-            with self._traffic:
-                self._sockets.discard(sock)
-                self._idle.discard(sock)
-
-    def _converse(self, sock: ssl.SSLSocket) -> None:
-        try:
             self._pause(self._delays["connection"])
-            connection = self._shake_hands(sock)
+            sock.do_handshake()
+            sock.settimeout(None)
+            with self._traffic:
+                self.connections += 1
+                connection = self.connections
             with sock.makefile("rb") as reader:
                 while self._exchange(sock, reader, connection):
                     pass
         except _Drop as drop:
             if drop.reset:
                 _reset_on_close(sock)
-
-    def _shake_hands(self, sock: ssl.SSLSocket) -> int:
-        """Give the number of the connection."""
-        # Before the handshake ends: its end is seen by the client first.
-        with self._traffic:
-            self._idle.add(sock)
-        sock.do_handshake()
-        sock.settimeout(None)
-        with self._traffic:
-            self.connections += 1
-            return self.connections
-
-    def _note_server_name(
-        self, _sock: ssl.SSLObject, name: str | None, _context: ssl.SSLContext
-    ) -> None:
-        self.server_names.append(name)
 
     def _pause(self, seconds: float) -> None:
         if seconds > 0:
@@ -623,7 +589,7 @@ class Tenant:
         if message is None:
             return False
         with self._traffic:
-            self._idle.discard(sock)
+            self._busy.add(sock)
         request = self._arrived(message, connection)
         try:
             self._authenticate(message)
@@ -702,27 +668,12 @@ class Tenant:
             body = body[: len(body) // 2]
         # Before it is sent: a test looks at it as soon as its client has the answer.
         request.status = answer.status
-        try:
-            with self._noted_as_sending(sock):
-                if answer.twice:
-                    _send_twice(sock, head + body)
-                else:
-                    sock.sendall(head + body)
-        except OSError:
-            request.status = None
-            raise
-
-    @contextlib.contextmanager
-    def _noted_as_sending(self, sock: ssl.SSLSocket) -> Iterator[None]:
-        with self._traffic:
-            self._sending.add(sock)
-        try:
-            yield
-        finally:
-            with self._traffic:
-                self._sending.discard(sock)
-                self._idle.add(sock)
-                self._traffic.notify_all()
+        with self._sending:
+            if answer.twice:
+                _send_twice(sock, head + body)
+            else:
+                sock.sendall(head + body)
+            self._busy.discard(sock)
 
     # What goes wrong
 
