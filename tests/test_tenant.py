@@ -125,7 +125,6 @@ def test_credentials(
     ("function", "result", "code"),
     [
         ("duo_client.client.sign", "", 40101),
-        ("duo_client.client.sign", "Basic junk!", 40101),
         ("email.utils.formatdate", "yesterday", 40104),
     ],
 )
@@ -255,8 +254,7 @@ def test_pages(
         ("limit", "0"),
         ("limit", "ten"),
         ("offset", "-1"),
-        ("username_list", "ann"),
-        ("username_list", "[1]"),
+        ("username_list", "[]"),
         ("username_list", json.dumps(["ann"] * 101)),
     ],
 )

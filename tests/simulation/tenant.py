@@ -110,10 +110,13 @@ class Request:
     method: str
     path: str
     """As it was sent: still quoted, without the query."""
-    params: dict[str, Any]
+    query: list[tuple[str, str]]
+    headers: Message
+    body: bytes
+    params: Record
     """The query, or the JSON object in the body."""
     connection: int
-    sequence: int
+    sequence: int = 0
     """1 for the first request of all."""
     time: float = field(default_factory=time.monotonic)
     status: int | None = None
@@ -138,24 +141,6 @@ class Fault:
     """Set when a request hangs."""
     released: threading.Event = field(default_factory=threading.Event)
     """Set it to let go the requests that hang, and those to come."""
-
-
-@dataclass
-class _Message:
-    """What was read from a connection."""
-
-    method: str
-    path: str
-    query: list[tuple[str, str]]
-    headers: Message
-    body: bytes
-
-    def params(self) -> Record:
-        """The query, or the JSON object in the body."""
-        if not self.body:
-            return dict(self.query)
-        params: Record = json.loads(self.body)
-        return params
 
 
 @dataclass
@@ -229,10 +214,10 @@ class Tenant:
         # Guards everything about the traffic; `lock` guards the records alone, so that
         # a test that holds it still sees requests arrive.
         self._traffic = threading.Condition()
-        self._sockets: set[ssl.SSLSocket] = set()
+        self._sockets: set[ssl.SSLSocket] = set()  # also those that have ended
         self._busy: set[ssl.SSLSocket] = set()  # on which a request is under way
+        # Held until an answer is sent, and its connection is no longer busy.
         self._sending = threading.Lock()
-        """Held until an answer is sent and its connection is no longer busy."""
         self._threads: set[threading.Thread] = set()
         self._stopping = threading.Event()
 
@@ -509,21 +494,15 @@ class Tenant:
         method: str | None = None,
         path: str | None = None,
         timeout: float = 30,
-    ) -> Request:
+    ) -> None:
         """Wait for the count-th such request since the start, answered or not."""
 
-        def arrived() -> Request | None:
-            matching = (r for r in self.requests if _matches(r, method, path))
-            return next(itertools.islice(matching, count - 1, None), None)
+        def has_come() -> bool:
+            return sum(_matches(each, method, path) for each in self.requests) >= count
 
         with self._traffic:
-            request = self._traffic.wait_for(arrived, timeout)
-        if request is None:
-            wanted = f"{method or 'any method'} {path or 'any path'}"
-            raise TimeoutError(
-                f"Request {count} ({wanted}) has not come in {timeout} s"
-            )
-        return request
+            if not self._traffic.wait_for(has_come, timeout):
+                raise TimeoutError(f"It has not come in {timeout} s")
 
     # Connections
 
@@ -585,14 +564,16 @@ class Tenant:
 
     def _exchange(self, sock: ssl.SSLSocket, reader: Any, connection: int) -> bool:
         """Read a request, answer it; say whether the connection lives on."""
-        message = self._read(reader)
-        if message is None:
+        request = self._read(reader, connection)
+        if request is None:
             return False
         with self._traffic:
             self._busy.add(sock)
-        request = self._arrived(message, connection)
+            self.requests.append(request)
+            request.sequence = len(self.requests)
+            self._traffic.notify_all()
         try:
-            self._authenticate(message)
+            self._authenticate(request)
             answer = self._carry_out(request, sock)
         except _Refusal as refusal:
             answer = refusal.answer
@@ -600,7 +581,7 @@ class Tenant:
         self._send(sock, request, answer)
         return not answer.close
 
-    def _read(self, reader: Any) -> _Message | None:
+    def _read(self, reader: Any, connection: int) -> Request | None:
         """Read a request; None if there is none, as when the client has hung up."""
         try:
             method, target, _version = reader.readline(65537).decode("latin-1").split()
@@ -610,30 +591,23 @@ class Tenant:
         except (ValueError, http.client.HTTPException):
             return None
         query = parse_qsl(url.query, keep_blank_values=True)
-        return _Message(method, url.path, query, headers, body)
+        params: Record = dict(query)
+        if body:
+            params = json.loads(body)
+        return Request(method, url.path, query, headers, body, params, connection)
 
-    def _arrived(self, message: _Message, connection: int) -> Request:
-        params = message.params()
-        with self._traffic:
-            sequence = len(self.requests) + 1
-            request = Request(
-                message.method, message.path, params, connection, sequence
-            )
-            self.requests.append(request)
-            self._traffic.notify_all()
-        return request
-
-    def _authenticate(self, message: _Message) -> None:
+    def _authenticate(self, request: Request) -> None:
         """Check the request's signature, version 5 of Duo's scheme."""
-        ikey, signature = _credentials(message.headers)
+        _, _, credentials = request.headers.get("Authorization", "").partition(" ")
+        ikey, _, signature = base64.b64decode(credentials).partition(b":")
         if not signature:
             raise _Refusal(40101)
         if ikey != IKEY.encode():
             raise _Refusal(40102)
-        parsed = email.utils.parsedate_tz(message.headers.get("Date", ""))
+        parsed = email.utils.parsedate_tz(request.headers.get("Date", ""))
         if parsed is None:
             raise _Refusal(40104)
-        expected = _signature(message)
+        expected = _signature(request)
         if not hmac.compare_digest(signature, expected.encode()):
             raise _Refusal(40103)
         # By the real time, whatever the clock says that gives the records theirs.
@@ -922,31 +896,19 @@ def _reset_as_tls_begins(sock: socket.socket) -> None:
         _reset_on_close(sock)
 
 
-def _credentials(headers: Message) -> tuple[bytes, bytes]:
-    """The integration key and the signature; empty if there is none to be read."""
-    scheme, _, credentials = headers.get("Authorization", "").partition(" ")
-    if scheme != "Basic":
-        return b"", b""
-    try:
-        ikey, _, signature = base64.b64decode(credentials).partition(b":")
-    except ValueError:
-        return b"", b""
-    return ikey, signature
-
-
-def _signature(message: _Message) -> str:
+def _signature(request: Request) -> str:
     """What the request is to be signed with."""
-    host = message.headers.get("Host", "").partition(":")[0].lower()
+    host = request.headers.get("Host", "").partition(":")[0].lower()
     pairs = sorted(
-        (quote(name, "~"), quote(value, "~")) for name, value in message.query
+        (quote(name, "~"), quote(value, "~")) for name, value in request.query
     )
     lines = [
-        message.headers.get("Date", ""),
-        message.method,
+        request.headers.get("Date", ""),
+        request.method,
         host,
-        message.path,
+        request.path,
         "&".join(f"{name}={value}" for name, value in pairs),
-        hashlib.sha512(message.body).hexdigest(),
+        hashlib.sha512(request.body).hexdigest(),
         # Headers named X-Duo-... are signed as well, but the Admin API has none.
         hashlib.sha512().hexdigest(),
     ]
@@ -1038,13 +1000,10 @@ def _names(params: Record) -> set[str] | None:
     """The names that the listing is reduced to, if it is."""
     if "username_list" not in params:
         return None
-    try:
-        names = json.loads(params["username_list"])
-        if isinstance(names, list) and 1 <= len(names) <= MAX_NAMES:
-            return {name.casefold() for name in names}
-    except (ValueError, AttributeError):
-        pass
-    raise _Refusal(40002, "username_list")
+    names = json.loads(params["username_list"])
+    if not 1 <= len(names) <= MAX_NAMES:
+        raise _Refusal(40002, "username_list")
+    return {name.casefold() for name in names}
 
 
 def _names_of(user: Record) -> Iterator[str]:
