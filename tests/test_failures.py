@@ -48,41 +48,15 @@ class Target(NamedTuple):
     """How many there are besides."""
 
 
-THE_PAGE = Target("page", {"path": "users$"})
-THE_STAMP = Target("stamp", {"method": "POST"})
-THE_DELETION = Target("deletion", {"method": "DELETE"})
 TARGETS = [
-    THE_PAGE,
+    Target("page", {"path": "users$"}),
     Target("second page", {"path": "users$", "after": 1}, ordinary_users=300),
     Target("look-up", {"path": "users$"}, users=("ann", "bob", "cleo")),
     Target("re-read", {"method": "GET", "path": "DP-delete"}),
-    THE_STAMP,
+    Target("stamp", {"method": "POST"}),
     Target("untag", {"method": "POST", "after": 1}),
-    THE_DELETION,
+    Target("deletion", {"method": "DELETE"}),
 ]
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        pytest.param({"kind": "reset_before"}, id="reset"),
-        pytest.param({"kind": "reset_after"}, id="answer lost"),
-        pytest.param({"kind": "close_before"}, id="orderly close"),
-        pytest.param({"kind": "truncate"}, id="cut short"),
-        pytest.param({"kind": "close_after"}, id="connection dropped afterwards"),
-        pytest.param({"kind": "connection_close"}, id="connection closed afterwards"),
-        pytest.param({"kind": "status", "status": 500}, id="500"),
-        pytest.param({"kind": "answer", "body": b""}, id="empty"),
-    ],
-)
-@pytest.mark.parametrize("target", TARGETS, ids=name_of_case)
-def test_a_passing_fault_is_ridden_out(
-    tenant: Tenant, run: Run, target: Target, fault: Record
-) -> None:
-    phones = OneOfEach(tenant, target.ordinary_users)
-    added = tenant.fail(**target.fault, **fault)
-    phones.assert_done(run("--json", "--untag", *target.users))
-    assert added.hits == 1
 
 
 @pytest.mark.parametrize(("times", "failures"), [(2, 0), (3, 1)])
@@ -102,16 +76,14 @@ def test_three_tries_in_all(
 # Rate limits
 
 
-@pytest.mark.parametrize(
-    "target", [THE_PAGE, THE_STAMP, THE_DELETION], ids=name_of_case
-)
-def test_a_429_is_waited_out_and_is_no_try(
-    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch, target: Target
+def test_a_429_is_no_try(
+    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(duo_phone_cleanup, "MAX_TRIES", 1)
-    phones = OneOfEach(tenant)
-    fault = tenant.fail("status", status=429, times=2, **target.fault)
-    phones.assert_done(run("--json", "--untag"))
+    tenant.add_phone("ann", name=STUCK)
+    fault = tenant.fail("status", status=429, times=2, method="DELETE")
+    result = run("--json")
+    assert (result.status, result.outcomes) == (0, ["deleted"])
     assert fault.hits == 2
 
 
@@ -402,49 +374,23 @@ def test_what_ends_the_run_leaves_the_other_phones(
 IN_A_ROW = "error: 4 phones in a row failed, so the run ends: "
 
 
-class InARow(NamedTuple):
-    """Phones, one after the other, and what becomes of them."""
-
-    phones: str
-    """o: it is written; -: a write to it fails in passing; x: it is refused."""
-    done: int
-    failed: int
-    """The end of the run, too, is a failure."""
-    reached: int
-    ended: bool
-    fault: Record = status(503)
-    """Of the writes that fail in passing."""
-
-
-FOUR = InARow("o----oo", done=1, failed=5, reached=5, ended=True)
-
-
 @pytest.mark.parametrize(
-    "row",
-    [
-        InARow("---o---o", done=2, failed=6, reached=8, ended=False),
-        InARow("o---x---o", done=2, failed=7, reached=9, ended=False),
-        FOUR,
-        FOUR._replace(fault={"kind": "reset_before"}),  # no answer
-        FOUR._replace(fault=page(404)),  # of a proxy
-        FOUR._replace(fault=status(200, body=b"<html>")),  # no JSON
-    ],
-    ids=lambda row: row.phones,
+    ("phones", "done", "failed"),
+    [("---o---o", 2, 6), ("o---x---o", 2, 7)],
 )
-def test_phones_that_fail_in_passing(tenant: Tenant, run: Run, row: InARow) -> None:
-    """Each fails alone; four in a row end the run."""
-    ids = [f"DP{kind}{number}" for number, kind in enumerate(row.phones)]
-    for phone_id in ids:
-        tenant.add_phone("ann", phone_id=phone_id)
-    added = tenant.fail(method="POST", path="DP-", times=None, **row.fault)
+def test_fewer_phones_in_a_row_do_not_end_the_run(
+    tenant: Tenant, run: Run, phones: str, done: int, failed: int
+) -> None:
+    """o: it is written; -: a write to it fails in passing; x: it is refused."""
+    for number, kind in enumerate(phones):
+        tenant.add_phone("ann", phone_id=f"DP{kind}{number}")
+    tenant.fail("status", method="POST", path="DP-", times=None)
     tenant.fail("status", status=400, method="POST", path="DPx", times=None)
     result = run("--json")
     assert result.status == 1
-    assert result.kinds.count("stamped") == row.done
-    assert result.summary["failed"] == row.failed
-    assert (IN_A_ROW in result.err) is row.ended
-    assert added.hits == 3 * row.phones.count("-")
-    assert set(written_phones(tenant)) == set(ids[: row.reached])
+    assert result.kinds.count("stamped") == done
+    assert result.kinds.count("failed") == failed
+    assert IN_A_ROW not in result.err
 
 
 @pytest.mark.parametrize(
