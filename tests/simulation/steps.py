@@ -234,8 +234,8 @@ class Trial(Year):
         self.steps: dict[str, list[str]] = {}  # and what could happen at each
         self.numbers: Counter[tuple[str, str]] = Counter()
         self.happened = 0  # of what is planned
-        self.seen: set[str] = set()  # by the walk, of the phones
-        self.found: set[str] = set()  # to be due, of those
+        self.seen: set[str] = set()  # the phones that its walk was told of
+        self.found: set[str] = set()  # those of them to which something was due
         self.broken = ""  # the promises, in one line
         self.request: Request | None = None  # the last one of the run
         self.subject = ""  # of its steps, until it is answered
@@ -300,7 +300,7 @@ class Trial(Year):
             return
         for phone_id in {phone_id for phone_id, _ in attempt.tags} - self.seen:
             self.seen.add(phone_id)  # what the next page says does not count
-            if self.people.phones[phone_id].due(NOW, GRACE):
+            if self.people.phones[phone_id].due(self.time(attempt), GRACE):
                 self.found.add(phone_id)
 
     # The steps
@@ -326,6 +326,7 @@ class Trial(Year):
         return self.phone_id in self.people.phones
 
     def arrived(self, request: Request) -> None:
+        """A write has been judged before, by what was true then: see Year.receive."""
         if len(self.running) == 1:
             self.request = request
             self.subject = subject_of(request)
@@ -473,7 +474,8 @@ def making(**facts: Any) -> Deed:
 
 
 SEEN = "arrives|is asked"
-"""Nobody looks at Duo between these, so that they stand for all that is between."""
+"""A run looks at Duo only when a request arrives: when it happened before that is all
+the same to it, unless a prompt was open meanwhile."""
 ARRIVES = "arrives"
 WRITE = "ed [0-9]+ arrives"
 JOURNAL = "to the journal"
