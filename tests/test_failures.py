@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from typing import Any, NamedTuple
 
 import pytest
@@ -291,7 +290,7 @@ FAULTS = [
     OnePhone("page 404", page(404), "404 Not Found, and not as Duo does", 3),
     OnePhone("500", status(500), "500 Internal Server Error", 3),
     OnePhone("reset", {"kind": "reset_before"}, NO_ANSWER, 3),
-    OnePhone("time-out", {"kind": "hang"}, "timed out", 3, timeout="0.5"),
+    OnePhone("time-out", {"kind": "hang"}, "timed out", 3, timeout="1"),
 ]
 FAULTS_OF_READS = [
     OnePhone("null", answer(response=None), NOT_THE_RECORD, 3),
@@ -402,17 +401,20 @@ def test_fewer_phones_in_a_row_do_not_end_the_run(
     ],
 )
 def test_a_server_that_dies_after_the_walk(
-    tenant: Tenant, run: Run, fault: Record, told: str
+    tenant: Tenant,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Record,
+    told: str,
 ) -> None:
     """A hundred phones do not mean a hundred time-outs: four of them do."""
+    monkeypatch.setattr(duo_phone_cleanup, "MAX_TRIES", 1)
     for number in range(100):
         tenant.add_phone(f"user-{number % 20}", name=STUCK)
     added = tenant.fail(path="phones/", times=None, **fault)
-    began = time.monotonic()
-    result = run("--json", "--timeout", "0.2")
-    assert time.monotonic() - began < 5
+    result = run("--json", "--timeout", "0.7")
     assert (result.status, result.kinds) == (1, ["failed"] * 5)
-    assert 4 * 3 <= added.hits <= 5 * 3  # a fifth was being read meanwhile
+    assert 4 <= added.hits <= 5  # a fifth was being read meanwhile
     *errors, last, _summary = result.err.splitlines()
     assert [error for error in errors if f": {told}" not in error] == []
     assert f"{IN_A_ROW}{told}" in last
@@ -441,17 +443,20 @@ def test_reads_that_are_too_slow_to_write_on_end_the_run(
     assert len(tenant.requests) <= 1 + 4 * 4 + 1
 
 
-def test_the_same_phone_never_answers(tenant: Tenant, run: Run) -> None:
+def test_the_same_phone_never_answers(
+    tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Run after run, the ones behind it are done."""
+    monkeypatch.setattr(duo_phone_cleanup, "MAX_TRIES", 1)
     tenant.add_phone("ann", phone_id="DP-silent", name=STUCK)
     fault = tenant.fail("hang", method="DELETE", path="DP-silent", times=None)
     for user in ("bob", "cleo"):
         phone = tenant.add_phone(user, name=STUCK)
-        result = run("--json", "--timeout", "0.2")
+        result = run("--json", "--timeout", "1")
         assert tenant.phone(phone) is None
         assert result.status == 1
         assert re.search(r" error: phone \+1555\d+ of ann \(DP-silent\): ", result.err)
-    assert fault.hits == 6
+    assert fault.hits == 2
 
 
 def test_a_duo_client_with_another_transport(

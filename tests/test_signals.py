@@ -43,7 +43,7 @@ CONT = signal.SIGCONT
 
 @pytest.fixture
 def _unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let coverage not write its data as a process ends: that is timed."""
+    """Let coverage not write its data as a process ends: it has two seconds."""
     for name in [each for each in os.environ if each.startswith("COVERAGE_")]:
         monkeypatch.delenv(name)
 
@@ -64,12 +64,13 @@ def running(
 
 
 def end(child: subprocess.Popen[str], *numbers: Number) -> Result:
-    """Send signals to a run of --json, and see that it ends as it should."""
-    began = time.monotonic()
+    """Send signals to a run of --json, and see that it ends as it should.
+
+    A run that takes more than two seconds for that tells no summary.
+    """
     for number in numbers:
         child.send_signal(number)
     out, err = child.communicate(timeout=10)
-    assert time.monotonic() - began < 1
     result = Result(child.returncode, out, err)
     # Of signals that come together, Python takes the one of the lowest number first.
     assert result.status in [128 + number for number in numbers]
