@@ -107,14 +107,14 @@ COPIES = {
         right="READ_VALID_SECONDS = 2 ",
         wrong="READ_VALID_SECONDS = 10**6 ",
         case=DELETE,
-        noticed="s before",
+        noticed=r": read \S+ s before",
         seed=2,
     ),
     "a clock that sleeps": Copy(
         right='getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)',
         wrong="time.CLOCK_MONOTONIC",
         case=DELETE,
-        noticed="s before",
+        noticed=r": read \S+ s before",
         seed=2,
     ),
     "a read without eyes": Copy(
@@ -192,7 +192,7 @@ COPIES = {
         right="            phone.tag = read_tag(record)\n",
         wrong="            phone.record = record\n",
         case=UNTAG,
-        noticed="no longer",
+        noticed=r"no longer \[",
         seed=36,
     ),
     # Wrong runs
@@ -287,7 +287,7 @@ def in_place_of_the_program(copy: Copy) -> Iterator[None]:
 
 
 def test_the_steps_notice(copy: Copy) -> None:
-    """The line that is printed plays it again."""
+    """And the line that tells of it plays it again."""
     with in_place_of_the_program(copy):
         with Stage() as stage:
             trials = explore(stage, copy.case, 1)

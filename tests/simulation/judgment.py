@@ -215,7 +215,7 @@ class Judgment:
         possible = attempt.done & attempt.sent
         if attempt.loses_unseen:
             possible |= attempt.done
-        if any(fault.kind == "answer" for fault in attempt.faults):  # to a refusal
+        if any("response" in fault.how for fault in attempt.faults):  # to a refusal
             possible |= attempt.sent
         told = [event["phone_id"] for event in attempt.outcomes()]
         self.check(len(told) == len({*told}), f"{about}: twice told of one of {told}")

@@ -55,7 +55,12 @@ NOW = 1_800_000_000
 GRACE = 10  # minutes
 TAG = NOW - GRACE * MINUTE  # its grace period ends at this very second
 TOO_LONG = 3  # seconds, for a read
-CONSTANTS: Record = {"USERS_A_PAGE": 2, "SLICE_SECONDS": 1, "MAX_WAIT_429_SECONDS": 5}
+CONSTANTS: Record = {
+    "USERS_A_PAGE": 2,
+    "SLICE_SECONDS": 1,
+    "RETRY_PAUSE_SECONDS": 1,
+    "MAX_WAIT_429_SECONDS": 5,
+}
 """So that there are two pages, and waits are short."""
 FIELDS: dict[str, Record] = {
     "stamp": {},
@@ -67,7 +72,8 @@ CASES = [" ".join(way) for way in WAYS]
 CASES += ["delete,delete own all force"]
 CASES += ["untag,stamp own all force"]
 CASES += ["delete,stamp own all ask"]
-OUTAGE = "stamp,stamp,stamp,stamp,stamp own named force"  # only what lasts
+# Nothing happens to these but what goes on "from now on".
+OUTAGE = "stamp,stamp,stamp,stamp,stamp own named force"
 CASES += [OUTAGE]
 """What is due to each phone, whose they are, who is looked at, and by whose leave."""
 Plan = tuple[tuple[str, str], ...]  # steps, and the misfortunes at them
@@ -474,8 +480,8 @@ def making(**facts: Any) -> Deed:
 
 
 SEEN = "arrives|is asked"
-"""A run looks at Duo only when a request arrives: when it happened before that is all
-the same to it, unless a prompt was open meanwhile."""
+"""A run sees Duo only as a request arrives. How long before that something happened is
+all the same to it, unless a prompt was open."""
 ARRIVES = "arrives"
 WRITE = "ed [0-9]+ arrives"
 JOURNAL = "to the journal"
@@ -483,7 +489,10 @@ BETWEEN = "is answered|to stdout"
 """Before each line of the journal, at which nobody looks meanwhile."""
 
 EVERYWHERE = "begins|arrives|is answered|to |is asked"
-"""While a request is carried out, the program does nothing, so that once is enough."""
+"""But "is done": between "arrives" and that, the program only waits, so that one of the
+two is enough."""
+BUT_ANSWERED = "begins|arrives|is done|to |is asked"
+"""Whoever dies then dies like one whose request "is done"."""
 
 OF_A_PHONE: dict[str, tuple[str, Deed]] = {
     "it is activated": (SEEN, lambda its: its.activate(True)),
@@ -524,7 +533,7 @@ RIDDEN_OUT: dict[str, tuple[str, Deed]] = {
     "no": ("is asked", making(reply="n\n")),
     "yes to all": ("is asked", making(reply="a\n")),
     "stop here": ("is asked", making(reply="q\n")),
-    "killed": ("begins|arrives|is done|to |is asked", Trial.kill),
+    "killed": (BUT_ANSWERED, Trial.kill),
 }
 """These are no failure, either, where they come alone."""
 MISFORTUNES: dict[str, tuple[str, Deed]] = {
@@ -534,6 +543,7 @@ MISFORTUNES: dict[str, tuple[str, Deed]] = {
     "429 from now on": (ARRIVES, failing("status", None, status=429)),
     "500 from now on": (ARRIVES, failing("status", None, status=500)),
     "answers lost from now on": (ARRIVES, failing("reset_after", None)),
+    # Nine: all tries of three phones. (Without a number, reads would be lost, too.)
     "writes lost from now on": (WRITE, failing("reset_before", 9)),
     "the listing ends early": ("page . arrives", failing("end_early")),
     "SIGTERM": (EVERYWHERE, Trial.tell_to_end),

@@ -216,7 +216,8 @@ class Tenant:
         self._traffic = threading.Condition()
         self._sockets: set[ssl.SSLSocket] = set()  # also those that have ended
         self._busy: set[ssl.SSLSocket] = set()  # on which a request is under way
-        # Held until an answer is sent, and its connection is no longer busy.
+        # Held until an answer is sent, and its connection is no longer busy. A client
+        # that does not read its answer lets all others wait.
         self._sending = threading.Lock()
         self._threads: set[threading.Thread] = set()
         self._stopping = threading.Event()

@@ -70,7 +70,12 @@ BY_REAL_TIME: Record = {
 }
 """Constants of the program where the real clock goes on: no long pauses."""
 # A run in this process must not end it where it is slow after a signal.
-BY_YEARS_TIME: Record = {**SHORT_PAGES, "SLICE_SECONDS": 1000, "STUCK_SECONDS": 60}
+BY_YEARS_TIME: Record = {
+    **SHORT_PAGES,
+    "RETRY_PAUSE_SECONDS": 1,
+    "SLICE_SECONDS": 1000,
+    "STUCK_SECONDS": 60,
+}
 """The same where it does not: a wait ends when there is an answer."""
 PROCESS = f"""
 import os, sys
