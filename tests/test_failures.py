@@ -439,7 +439,7 @@ def test_reads_that_are_too_slow_to_write_on_end_the_run(
         assert error.endswith(f"({phone}): {slow}")
     assert last.endswith(f" {IN_A_ROW}{slow}")
     assert write_methods(tenant) == []
-    # A page, and four tries for each phone; of the fifth, one read was under way.
+    # A page; of four phones, a read ahead and three tries; of the fifth, a read ahead.
     assert len(tenant.requests) <= 1 + 4 * 4 + 1
 
 

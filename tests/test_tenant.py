@@ -420,6 +420,7 @@ def test_idle_connections_are_closed(tenant: Tenant, connect: Connect) -> None:
     used, unused, busy = connect(), connect(), connect()
     assert used.call()[0] == 200
     unused.line.connect()
+    assert eventually(lambda: tenant.connections == 2)
     tenant.on_request(lambda _: tenant.close_idle())
     assert busy.call()[0] == 200
     assert busy.call()[0] == 200
