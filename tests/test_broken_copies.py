@@ -15,7 +15,8 @@ from typing import NamedTuple
 import pytest
 
 import duo_phone_cleanup
-from tests.simulation.steps import OUTAGE, Stage, explore, play
+from tests.simulation.stage import Stage
+from tests.simulation.steps import OUTAGE, explore, play
 from tests.simulation.year import live
 
 DELETE = "delete own all force"

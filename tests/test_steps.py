@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulation.steps import CASES, Stage, explore
+from tests.simulation.stage import Stage
+from tests.simulation.steps import CASES, explore
 
 
 @pytest.mark.parametrize("case", CASES)

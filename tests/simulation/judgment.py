@@ -327,3 +327,18 @@ class Judgment:
         lost = requests - attempt.requests
         right = lost == 0 or (lost > 0 and attempt.faults)
         self.check(right, f"{about}: {attempt.requests} requests, told {requests}")
+
+    # What is known of a trial alone
+
+    def review_found(self, attempt: Attempt, found: set[str]) -> None:
+        """A run that goes well forgets no phone to which something was due."""
+        left = found - {event["phone_id"] for event in attempt.outcomes()}
+        text = f"run {attempt.number}: nothing told of {left}"
+        self.check(attempt.status or not left, text)
+
+    def review_ridden_out(self, attempt: Attempt) -> None:
+        """What befell this run is no failure."""
+        failed = [event for event in attempt.journal() if event["event"] == "failed"]
+        failed = [event for event in failed if "--max-deletions" not in event["error"]]
+        text = f"run {attempt.number}: failed, and need not: {failed}"
+        self.check(not failed, text)

@@ -5,39 +5,32 @@ at each step of the other one, in each case: alone (test_steps.py), or two toget
 
     python -m tests.simulation.steps
 
-A `Trial` is a `Year` of one run, to which nothing happens but what is planned, and
-judgment.py says what must hold. There is neither a network nor a thread: a request is
-answered as it is sent. A broken promise is one line; given back as the argument, it is
-played again.
+A `Trial` is a `Year` of one run, to which nothing happens but what is planned.
+judgment.py says what must hold, stage.py takes the place of machine and network. A
+broken promise is one line; given back as the argument, it is played again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import http.client
-import io
 import itertools
-import json
 import multiprocessing
 import re
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
-import duo_phone_cleanup
-from tests.simulation.people import HOUR, MINUTE, Phone, owners_of
-from tests.simulation.runs import OTHER, Attempt, deed_of, phone_of, text_of
-from tests.simulation.tenant import IKEY, SKEY, Record, Request, _Drop, _Refusal
-from tests.simulation.year import DEEDS_BY_VERB, PROMPT, Disk, Killed, Year
+from tests.simulation.people import HOUR, MINUTE, Phone
+from tests.simulation.runs import OTHER, Attempt, deed_of, phone_of
+from tests.simulation.stage import Stage
+from tests.simulation.tenant import Record, Request, _Refusal
+from tests.simulation.year import Killed, Year
 
 STEPS = {
     "begins": "a connection to Duo is about to be made",
@@ -50,7 +43,6 @@ STEPS = {
 }
 """What a run does that others see, or that can fail: "reading 2 is answered"."""
 
-ENVIRONMENT = {"DUO_HOST": "localhost", "DUO_IKEY": IKEY, "DUO_SKEY": SKEY}
 NOW = 1_800_000_000
 GRACE = 10  # minutes
 TAG = NOW - GRACE * MINUTE  # its grace period ends at this very second
@@ -84,16 +76,12 @@ Deed = Callable[["Trial"], object]  # a misfortune
 class Tried(Attempt):
     """A run, and what befalls it besides."""
 
-    befallen: int = 0  # misfortunes
+    quiet: bool = True  # nothing befalls it
     loses: bool = False  # an answer, or it comes too late
     deaf: bool = False  # nobody reads its standard output any more
-    reply: str = "y\n"  # to a prompt
+    reply: str = "y"  # to a prompt
     told: list[str] = field(default_factory=list)  # in the journal
     kept: list[str] | None = None  # what was in the journal when that was removed
-
-    @property
-    def quiet(self) -> bool:
-        return not self.befallen
 
     @property
     def troubled(self) -> bool:
@@ -116,117 +104,6 @@ class Tried(Attempt):
         return super().written(on_disk=on_disk)
 
 
-# In place of a machine and a network
-
-
-def ignore(*_: object) -> None:
-    """Do nothing."""
-
-
-class Connection(http.client.HTTPConnection):
-    """Both ends of a connection: a request is answered as soon as it is sent."""
-
-    settimeout = setsockopt = ignore
-
-    def __init__(self, stage: Stage, *address: Any, **_: Any) -> None:
-        super().__init__(*address)
-        self.stage = stage
-        self.sent = b""
-        self.answer = b""
-        self.is_over = False
-
-    def connect(self) -> None:
-        self.stage.trial.step("connection", "begins")
-        self.sock: Any = self
-
-    def send(self, data: Any) -> None:
-        self.sent += data
-
-    def getresponse(self) -> http.client.HTTPResponse:
-        reader: Any = io.BytesIO(self.sent)
-        tenant: Any = self.stage.trial.tenant
-        self.sent = self.answer = b""
-        self.is_over = True
-        with contextlib.suppress(_Drop, OSError):
-            self.is_over = not tenant._exchange(self, io.BufferedReader(reader), 1)
-        return super().getresponse()
-
-    def sendall(self, data: bytes) -> None:
-        self.answer += data
-
-    def makefile(self, *_: object) -> io.BytesIO:
-        return io.BytesIO(self.answer)
-
-
-class TriedDisk(Disk):
-    """How the program writes its journals: each line is a step."""
-
-    year: Trial
-
-    def write(self, file: int, data: bytes) -> int:
-        line = data.decode().strip()
-        self.year.step(json.loads(line)["event"], "to the journal")
-        vars(self.year.running[-1])["told"].append(line)
-        return super().write(file, data)
-
-
-class Stage(contextlib.ExitStack):
-    """What surrounds the program while it is on trial."""
-
-    trial: Any = None
-
-    def __enter__(self) -> Stage:
-        self.directory = self.enter_context(tempfile.TemporaryDirectory())
-        self.disk = TriedDisk(self.trial)
-        self.calls: list[object] = []  # a run within another one has its own
-        read = duo_phone_cleanup.read_settings
-        # Nothing happens before a run has its settings: each are read but once.
-        once = functools.cache(lambda *argv: read(argv, ENVIRONMENT))
-        clock = {
-            **vars(time),
-            "clock_gettime": lambda which: self.trial.clock_gettime(which),
-            "sleep": lambda seconds: self.trial.sleep(seconds),
-        }
-        self.patch(
-            duo_phone_cleanup,
-            HTTPSConnection=functools.partial(Connection, self),
-            os=self.disk.module(),
-            random=SimpleNamespace(uniform=max),
-            read_settings=lambda argv, _: once(*argv),
-            select=SimpleNamespace(select=lambda read, *_: (read[0].is_over, [], [])),
-            threading=SimpleNamespace(current_thread=lambda: self.calls[-1]),
-            time=SimpleNamespace(**clock),
-        )
-        self.patch(
-            duo_phone_cleanup.Call,
-            start=lambda call: self.make(call),
-            is_alive=lambda call: self.trial.clock.boot() < call.answered,
-            join=lambda _, seconds: self.trial.sleep(seconds),
-        )
-        self.patch(
-            signal,
-            signal=lambda *handler: self.trial.take_signal(*handler),
-            setitimer=ignore,
-            pthread_sigmask=ignore,
-        )
-        return self
-
-    def patch(self, what: Any, **names: Any) -> None:
-        self.enter_context(mock.patch.multiple(what, **names))
-
-    def make(self, call: Any) -> None:
-        self.calls.append(call)
-        call.run()
-        self.calls.pop()
-        self.trial.note_answer(call)
-
-    def play(self, case: str, plan: Plan = ()) -> Trial:
-        trial = Trial(self, case, plan)
-        self.trial = trial
-        trial.play()
-        return trial
-
-
 class Trial(Year):
     """A year of one run, to which nothing happens but what is planned."""
 
@@ -234,17 +111,16 @@ class Trial(Year):
         super().__init__(stage.directory, seed=0, real=0)
         self.disk = stage.disk
         self.disk.year = self
+        stage.trial = self
         self.clock.now = NOW
         self.case = case
         self.plan = plan
         self.steps: dict[str, list[str]] = {}  # and what could happen at each
         self.numbers: Counter[tuple[str, str]] = Counter()
         self.happened = 0  # of what is planned
-        self.seen: set[str] = set()  # the phones that its walk was told of
-        self.found: set[str] = set()  # those of them to which something was due
+        self.found: dict[str, str | None] = {}  # what was due, as its walk saw it
         self.broken = ""  # the promises, in one line
-        self.request: Request | None = None  # the last one of the run
-        self.subject = ""  # of its steps, until it is answered
+        self.request: Request | None = None  # of the run, until it is answered
         self.done_500: set[int] = set()  # carried out, and answered with 500
         self.delay = 0  # seconds until an answer comes
         self.tenant.on_request(self.arrived)
@@ -278,36 +154,32 @@ class Trial(Year):
         with contextlib.suppress(AssertionError):
             self.carry_out(self.run)
         self.arrive()
-        if not self.run.dead:
-            self.review_whole()
+        self.review()
         if self.judgment.wrongs:
             befell = [" @ " + ": ".join(each) for each in self.plan]
             wrongs = " ".join("; ".join(self.judgment.wrongs).split())
             self.broken = f"{self.case}{''.join(befell)} => {wrongs}"
 
-    def review_whole(self) -> None:
-        """A run that goes well forgets no phone, and does so whatever people do."""
-        told = [event for event in self.run.journal() if event["event"] != "deleting"]
-        if not self.run.status and self.run.reply in ("y\n", "n\n", "a\n"):
-            left = self.found - {event.get("phone_id") for event in told}
-            self.judgment.check(not left, f"run 1: nothing told of {left}")
+    def review(self) -> None:
+        """Judge what cannot be judged of a year: here, all that happens is planned."""
+        if self.run.dead:
+            return
+        if self.run.reply in ("y", "n", "a"):
+            found = {phone_id for phone_id, due in self.found.items() if due}
+            self.judgment.review_found(self.run, found)
         names = {name for _, name in self.plan}
         if len(self.plan) == 1:
             names -= {*RIDDEN_OUT}
-        if names - {*GOING_ON}:
-            return
-        failed = [event for event in told if event["event"] == "failed"]
-        failed = [event for event in failed if "--max-deletions" not in event["error"]]
-        self.judgment.check(not failed, f"run 1: failed, and need not: {failed}")
+        if names <= {*GOING_ON}:
+            self.judgment.review_ridden_out(self.run)
 
     def note_page(self, attempt: Attempt, params: Record) -> None:
         super().note_page(attempt, params)
         if attempt is not self.run:
             return
-        for phone_id in {phone_id for phone_id, _ in attempt.tags} - self.seen:
-            self.seen.add(phone_id)  # what the next page says does not count
-            if self.people.phones[phone_id].due(self.time(attempt), GRACE):
-                self.found.add(phone_id)
+        for phone_id in attempt.counted.keys() - self.found.keys():
+            phone = self.people.phones[phone_id]
+            self.found[phone_id] = phone.due(self.time(attempt), GRACE)
 
     # The steps
 
@@ -325,7 +197,7 @@ class Trial(Year):
             if at == label and (self.has_phone() or misfortune not in OF_A_PHONE):
                 self.story.append(f"  {label}: {misfortune}")
                 self.happened += 1
-                self.run.befallen += 1
+                self.run.quiet = False
                 MISFORTUNES[misfortune][1](self)
 
     def has_phone(self) -> bool:
@@ -335,7 +207,6 @@ class Trial(Year):
         """A write has been judged before, by what was true then: see Year.receive."""
         if len(self.running) == 1:
             self.request = request
-            self.subject = subject_of(request)
         self.step(subject_of(request), "arrives")
 
     def is_done(self, request: Request) -> None:
@@ -346,10 +217,10 @@ class Trial(Year):
     def note_answer(self, call: Any) -> None:
         call.answered = self.clock.boot() + self.delay
         self.delay = 0
-        subject = self.subject
-        self.subject = ""
-        if subject:
-            self.step(subject, "is answered")
+        request = self.request
+        self.request = None
+        if request:
+            self.step(subject_of(request), "is answered")
 
     def meanwhile(
         self, attempt: Attempt, phone_id: str, chance: float = 0, sure: bool = False
@@ -360,18 +231,10 @@ class Trial(Year):
             if self.run.deaf:
                 raise BrokenPipeError
 
-    def answer(self, attempt: Attempt) -> str:
-        """Answer a prompt."""
-        verb, phone_id = re.findall(PROMPT, text_of(attempt.err))[-1]
-        if phone_id in attempt.reads:
-            owners = owners_of(attempt.reads.pop(phone_id).record)
-            attempt.asked_about[phone_id] = owners
-        self.run.reply = "y\n"
+    def reply(self, attempt: Attempt, phone_id: str) -> str:
+        """Yes is answered to a prompt, unless something else is planned."""
+        self.run.reply = "y"
         self.step("prompt", "is asked")
-        if self.run.reply == "y\n":
-            attempt.agreed.add(phone_id)
-        if self.run.reply == "a\n":
-            attempt.agreed.add(DEEDS_BY_VERB[verb])
         return self.run.reply
 
     def constants(self, attempt: Attempt) -> Record:
@@ -389,10 +252,12 @@ class Trial(Year):
         phone.limbo = False
         phone.activated = bool(activated)
 
+    def call(self, name: str) -> None:
+        self.people.call(self.phone_id, name)
+
     def begin_again(self, tag: int) -> None:
         """Another run has given it this tag."""
-        fields = {"name": str(tag), "activated": False, "last_seen": ""}
-        self.people.change(self.phone_id, **fields)
+        self.people.change(self.phone_id, name=str(tag), activated=False, last_seen="")
         self.people.phones[self.phone_id] = Phone(tag=tag)
 
     def share(self, *others: str, among: int = 9) -> None:
@@ -401,11 +266,14 @@ class Trial(Year):
         self.people.give(self.phone_id, list(dict.fromkeys(owners)))
 
     def run_another(self) -> None:
-        run = Tried(2, GRACE, file=self.file, untag=True, befallen=2)
+        run = Tried(2, GRACE, file=self.file, untag=True, quiet=False)
         run.faults = self.run.faults
         self.carry_out(run)
 
-    def fail(self, kind: str, times: int | None, how: Record) -> None:
+    def set(self, **facts: Any) -> None:
+        vars(self.run).update(facts)
+
+    def fail(self, kind: str, times: int | None = 1, **how: Any) -> None:
         method = None
         if self.request and times:
             method = self.request.method
@@ -466,19 +334,6 @@ def subject_of(request: Request) -> str:
 
 # What can happen, and at which steps (a regular expression)
 
-
-def calling(name: str) -> Deed:
-    return lambda its: its.people.call(its.phone_id, name)
-
-
-def failing(kind: str, times: int | None = 1, **how: Any) -> Deed:
-    return lambda its: its.fail(kind, times, how)
-
-
-def making(**facts: Any) -> Deed:
-    return lambda its: vars(its.run).update(facts)
-
-
 SEEN = "arrives|is asked"
 """A run sees Duo only as a request arrives. How long before that something happened is
 all the same to it, unless a prompt was open."""
@@ -487,20 +342,17 @@ WRITE = "ed [0-9]+ arrives"
 JOURNAL = "to the journal"
 BETWEEN = "is answered|to stdout"
 """Before each line of the journal, at which nobody looks meanwhile."""
-
 EVERYWHERE = "begins|arrives|is answered|to |is asked"
 """But "is done": between "arrives" and that, the program only waits, so that one of the
 two is enough."""
-BUT_ANSWERED = "begins|arrives|is done|to |is asked"
-"""Whoever dies then dies like one whose request "is done"."""
 
 OF_A_PHONE: dict[str, tuple[str, Deed]] = {
     "it is activated": (SEEN, lambda its: its.activate(True)),
     "activated is null": (SEEN, lambda its: its.activate(None)),
     "it is used": (SEEN, lambda its: its.people.use(its.phone_id)),
-    "it is called spare": (SEEN, calling("spare")),
-    "it is called 1201234567": (SEEN, calling("1201234567")),
-    "it is called 2125551234": (SEEN, calling("2125551234")),
+    "it is called spare": (SEEN, lambda its: its.call("spare")),
+    "it is called 1201234567": (SEEN, lambda its: its.call("1201234567")),
+    "it is called 2125551234": (SEEN, lambda its: its.call("2125551234")),
     "its name is blanked": (SEEN, lambda its: its.people.unname(its.phone_id)),
     "it is deleted": (SEEN, lambda its: its.people.remove(its.phone_id)),
     "it gains a user": (SEEN, lambda its: its.share("bob")),
@@ -518,41 +370,41 @@ GOING_ON: dict[str, tuple[str, Deed]] = {
 }
 """After these, something else may happen at the same step. They are no failure."""
 RIDDEN_OUT: dict[str, tuple[str, Deed]] = {
-    "429": (ARRIVES, failing("status", status=429)),
-    "500": (ARRIVES, failing("status", status=500)),
-    "lost": (ARRIVES, failing("reset_before")),
+    "429": (ARRIVES, lambda its: its.fail("status", status=429)),
+    "500": (ARRIVES, lambda its: its.fail("status", status=500)),
+    "lost": (ARRIVES, lambda its: its.fail("reset_before")),
     "done late": (WRITE, Trial.be_late),
     "done, 500": (ARRIVES, lambda its: its.done_500.add(its.lose_answer().sequence)),
-    "done, answer lost": (ARRIVES, failing("reset_after")),
-    "done, answer cut": (ARRIVES, failing("truncate")),
-    "done, absurd length": (ARRIVES, failing("truncate", length=10**20)),
-    "done, another's answer": (ARRIVES, failing("answer", response=OTHER)),
+    "done, answer lost": (ARRIVES, lambda its: its.fail("reset_after")),
+    "done, answer cut": (ARRIVES, lambda its: its.fail("truncate")),
+    "done, absurd length": (ARRIVES, lambda its: its.fail("truncate", length=10**20)),
+    "done, another's answer": (ARRIVES, lambda its: its.fail("answer", response=OTHER)),
     "done, answer late": (ARRIVES, lambda its: its.answer_in(TOO_LONG)),
     "done, no answer": (ARRIVES, lambda its: its.answer_in(HOUR)),
-    "closed after it": (ARRIVES, failing("close_after")),
-    "no": ("is asked", making(reply="n\n")),
-    "yes to all": ("is asked", making(reply="a\n")),
-    "stop here": ("is asked", making(reply="q\n")),
-    "killed": (BUT_ANSWERED, Trial.kill),
+    "closed after it": (ARRIVES, lambda its: its.fail("close_after")),
+    "no": ("is asked", lambda its: its.set(reply="n")),
+    "yes to all": ("is asked", lambda its: its.set(reply="a")),
+    "stop here": ("is asked", lambda its: its.set(reply="q")),
+    "killed": (EVERYWHERE, Trial.kill),
 }
 """These are no failure, either, where they come alone."""
 MISFORTUNES: dict[str, tuple[str, Deed]] = {
     **GOING_ON,
     **RIDDEN_OUT,
-    "400": (ARRIVES, failing("status", status=400)),
-    "429 from now on": (ARRIVES, failing("status", None, status=429)),
-    "500 from now on": (ARRIVES, failing("status", None, status=500)),
-    "answers lost from now on": (ARRIVES, failing("reset_after", None)),
+    "400": (ARRIVES, lambda its: its.fail("status", status=400)),
+    "429 from now on": (ARRIVES, lambda its: its.fail("status", None, status=429)),
+    "500 from now on": (ARRIVES, lambda its: its.fail("status", None, status=500)),
+    "answers lost from now on": (ARRIVES, lambda its: its.fail("reset_after", None)),
     # Nine: all tries of three phones. (Without a number, reads would be lost, too.)
-    "writes lost from now on": (WRITE, failing("reset_before", 9)),
-    "the listing ends early": ("page . arrives", failing("end_early")),
+    "writes lost from now on": (WRITE, lambda its: its.fail("reset_before", 9)),
+    "the listing ends early": ("page . arrives", lambda its: its.fail("end_early")),
     "SIGTERM": (EVERYWHERE, Trial.tell_to_end),
     "the journal is removed": (BETWEEN, Trial.remove_journal),
-    "the disk is full": (JOURNAL, making(journal_breaks=(0, "full"))),
-    "the disk tears a line": (JOURNAL, making(journal_breaks=(0, "torn"))),
-    "the disk fails": (JOURNAL, making(journal_breaks=(0, "sync"))),
-    "nobody reads": ("to stdout", making(deaf=True)),
-    "nobody answers": ("is asked", making(reply="")),
+    "the disk is full": (JOURNAL, lambda its: its.set(journal_breaks=(0, "full"))),
+    "the disk tears a line": (JOURNAL, lambda its: its.set(journal_breaks=(0, "torn"))),
+    "the disk fails": (JOURNAL, lambda its: its.set(journal_breaks=(0, "sync"))),
+    "nobody reads": ("to stdout", lambda its: its.set(deaf=True)),
+    "nobody answers": ("is asked", lambda its: its.set(reply="")),
 }
 
 
@@ -561,7 +413,8 @@ MISFORTUNES: dict[str, tuple[str, Deed]] = {
 
 def explore(stage: Stage, case: str, most: int, plan: Plan = ()) -> Iterator[Trial]:
     """Play this plan, and all that go on like it with up to so many misfortunes."""
-    trial = stage.play(case, plan)
+    trial = Trial(stage, case, plan)
+    trial.play()
     if trial.happened < len(plan):
         return
     yield trial
@@ -571,20 +424,18 @@ def explore(stage: Stage, case: str, most: int, plan: Plan = ()) -> Iterator[Tri
         yield from explore(stage, case, most, (*plan, what))
 
 
-def further(trial: Trial) -> Iterator[tuple[str, str]]:
-    """Yield what may happen besides, at a later step or at the same one."""
-    begun = not trial.plan
-    for label, names in trial.steps.items():
-        left = list(names)
-        if not begun and label == trial.plan[-1][0]:
-            begun = True
-            former = trial.plan[-1][1]
-            left = names[names.index(former) + 1 :]
-            if former not in GOING_ON:
-                left = []
-        for name in left:
-            if begun and (trial.case != OUTAGE or "from now on" in name):
-                yield label, name
+def further(trial: Trial) -> list[tuple[str, str]]:
+    """Return what may happen besides, at a later step or at the same one."""
+    every = [(label, name) for label in trial.steps for name in trial.steps[label]]
+    if trial.case == OUTAGE:
+        every = [(label, name) for label, name in every if "from now on" in name]
+    if not trial.plan:
+        return every
+    at, former = trial.plan[-1]
+    left = every[every.index((at, former)) + 1 :]
+    if former not in GOING_ON:
+        left = [(label, name) for label, name in left if label != at]
+    return left
 
 
 @functools.cache
@@ -610,7 +461,9 @@ def play(line: str) -> Trial:
     case, *befell = line.partition(" => ")[0].split(" @ ")
     plan = [each.split(": ") for each in befell]
     with Stage() as stage:
-        return stage.play(case, tuple((step, name) for step, name in plan))
+        trial = Trial(stage, case, tuple((step, name) for step, name in plan))
+        trial.play()
+    return trial
 
 
 def main() -> int:
@@ -626,7 +479,8 @@ def main() -> int:
     with multiprocessing.Pool(2) as pool:
         for case in CASES:
             with Stage() as stage:
-                starts = [(case, (what,)) for what in further(stage.play(case))]
+                [trial] = explore(stage, case, 0)
+            starts = [(case, (what,)) for what in further(trial)]
             singles += len(starts)
             for number, lines in pool.imap_unordered(explore_pairs, starts):
                 pairs += number

@@ -544,15 +544,13 @@ class Year:
         return self.clock.boot()
 
     def answer(self, attempt: Attempt) -> str:
-        """Answer a prompt, after a while."""
+        """Answer a prompt."""
         verb, phone_id = re.findall(PROMPT, text_of(attempt.err))[-1]
         if phone_id in attempt.reads:
             owners = owners_of(attempt.reads[phone_id].record)
             attempt.asked_about[phone_id] = owners
         attempt.reads.clear()  # that was before the prompt
-        self.meanwhile(attempt, phone_id)
-        self.clock.now += self.random.choice((1, 5, 20 * MINUTE))
-        (answer,) = self.random.choices([*ANSWERS], [*ANSWERS.values()])
+        answer = self.reply(attempt, phone_id)
         self.story.append(f"  asked about {phone_id}, answered {answer!r}")
         if answer in ("q", ""):
             attempt.agreed.clear()
@@ -563,6 +561,13 @@ class Year:
         if not answer:
             return ""
         return answer + "\n"
+
+    def reply(self, attempt: Attempt, phone_id: str) -> str:
+        """Think up an answer, after a while; "" ends the input."""
+        self.meanwhile(attempt, phone_id)
+        self.clock.now += self.random.choice((1, 5, 20 * MINUTE))
+        (answer,) = self.random.choices([*ANSWERS], [*ANSWERS.values()])
+        return answer
 
     # What the tenant sees
 
