@@ -216,6 +216,8 @@ class Trial(Year):
 
     def note_answer(self, call: Any) -> None:
         call.answered = self.clock.boot() + self.delay
+        if len(self.running) > 1:
+            return  # it is another run's
         self.delay = 0
         request = self.request
         self.request = None
