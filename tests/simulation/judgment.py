@@ -1,4 +1,4 @@
-"""What must hold of every run of a simulated year.
+"""What must hold of every run of a simulated year, and of every trial.
 
 A write is judged when it reaches the tenant: by when its run was last given the phone,
 and by what was true of the phone then, not by its record or by what the program says.
@@ -336,9 +336,10 @@ class Judgment:
         text = f"run {attempt.number}: nothing told of {left}"
         self.check(attempt.status or not left, text)
 
-    def review_ridden_out(self, attempt: Attempt) -> None:
-        """What befell this run is no failure."""
-        failed = [event for event in attempt.journal() if event["event"] == "failed"]
-        failed = [event for event in failed if "--max-deletions" not in event["error"]]
-        text = f"run {attempt.number}: failed, and need not: {failed}"
-        self.check(not failed, text)
+    def review_no_failure(self, attempt: Attempt, *, exceeds_limit: bool) -> None:
+        """What befell this run is no failure, unless more users lose a phone by it."""
+        for event in attempt.journal():
+            if event["event"] != "failed":
+                continue
+            right = exceeds_limit and "--max-deletions" in event["error"]
+            self.check(right, f"run {attempt.number}: failed, and need not: {event}")

@@ -46,6 +46,8 @@ class Connection(http.client.HTTPConnection):
         self.sock: Any = self
 
     def send(self, data: Any) -> None:
+        if self.is_over:
+            raise BrokenPipeError
         self.sent += data
 
     def getresponse(self) -> http.client.HTTPResponse:
@@ -73,7 +75,7 @@ class TriedDisk(Disk):
     def write(self, file: int, data: bytes) -> int:
         line = data.decode().strip()
         self.year.step(json.loads(line)["event"], "to the journal")
-        vars(self.year.running[-1])["told"].append(line)
+        self.year.running[-1].told.append(line)
         return super().write(file, data)
 
 
@@ -87,7 +89,7 @@ class Stage(contextlib.ExitStack):
         self.disk = TriedDisk(self.trial)
         self.calls: list[object] = []  # a run within another one has its own
         read = duo_phone_cleanup.read_settings
-        # Nothing happens before a run has its settings: each are read but once.
+        # Nothing can happen while settings are read: the same ones are read once.
         once = functools.cache(lambda *argv: read(argv, ENVIRONMENT))
         clock = {
             **vars(time),

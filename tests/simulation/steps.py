@@ -1,7 +1,8 @@
 """Every step, every misfortune: all that can happen to a run, tried without chance.
 
-What a run does to a phone is a handful of steps. Each misfortune of one table happens
-at each step of the other one, in each case: alone (test_steps.py), or two together::
+What a run does to a phone is a handful of steps. In each case, each misfortune of one
+table happens at each step of the other one at which it can: alone (test_steps.py), or
+two together::
 
     python -m tests.simulation.steps
 
@@ -35,8 +36,7 @@ from tests.simulation.year import Killed, Year
 STEPS = {
     "begins": "a connection to Duo is about to be made",
     "arrives": "a request is at Duo, which has not carried it out yet",
-    "is done": "it is carried out, and not answered",
-    "is answered": "its answer is there, and nobody has looked at it",
+    "is answered": "its answer is there or lost, and nobody has looked at it",
     "to the journal": "a line is about to be written to the journal",
     "to stdout": "a line is about to be written to standard output",
     "is asked": "a prompt waits for its answer",
@@ -47,12 +47,7 @@ NOW = 1_800_000_000
 GRACE = 10  # minutes
 TAG = NOW - GRACE * MINUTE  # its grace period ends at this very second
 TOO_LONG = 3  # seconds, for a read
-CONSTANTS: Record = {
-    "USERS_A_PAGE": 2,
-    "SLICE_SECONDS": 1,
-    "RETRY_PAUSE_SECONDS": 1,
-    "MAX_WAIT_429_SECONDS": 5,
-}
+CONSTANTS: Record = {"USERS_A_PAGE": 2, "SLICE_SECONDS": 1, "MAX_WAIT_429_SECONDS": 5}
 """So that there are two pages, and waits are short."""
 FIELDS: dict[str, Record] = {
     "stamp": {},
@@ -60,16 +55,17 @@ FIELDS: dict[str, Record] = {
     "untag": {"name": str(TAG), "activated": True},
 }
 WAYS = itertools.product(FIELDS, ("own", "shared"), ("all", "named"), ("force", "ask"))
+OUTAGE = "stamp,stamp,stamp,stamp,stamp own named force"
+"""Here nothing happens but what goes on "from now on"."""
 CASES = [" ".join(way) for way in WAYS]
 CASES += ["delete,delete own all force"]
 CASES += ["untag,stamp own all force"]
 CASES += ["delete,stamp own all ask"]
-# Nothing happens to these but what goes on "from now on".
-OUTAGE = "stamp,stamp,stamp,stamp,stamp own named force"
 CASES += [OUTAGE]
 """What is due to each phone, whose they are, who is looked at, and by whose leave."""
 Plan = tuple[tuple[str, str], ...]  # steps, and the misfortunes at them
-Deed = Callable[["Trial"], object]  # a misfortune
+Misfortune = tuple[str, Callable[["Trial"], object]]
+"""At which steps it can happen (a regular expression), and what it does."""
 
 
 @dataclass
@@ -77,6 +73,7 @@ class Tried(Attempt):
     """A run, and what befalls it besides."""
 
     quiet: bool = True  # nothing befalls it
+    loses_unseen: bool = False  # what it sends arrives, or it is told at once
     loses: bool = False  # an answer, or it comes too late
     deaf: bool = False  # nobody reads its standard output any more
     reply: str = "y"  # to a prompt
@@ -124,7 +121,7 @@ class Trial(Year):
         self.done_500: set[int] = set()  # carried out, and answered with 500
         self.delay = 0  # seconds until an answer comes
         self.tenant.on_request(self.arrived)
-        self.tenant.after_request(self.is_done)
+        self.tenant.after_request(self.refuse_500)
         for name in ("ann", "bob", "cat"):
             self.tenant.add_user(name, created=NOW)
         verbs, whose, who, leave = case.split()
@@ -168,10 +165,11 @@ class Trial(Year):
             found = {phone_id for phone_id, due in self.found.items() if due}
             self.judgment.review_found(self.run, found)
         names = {name for _, name in self.plan}
+        more_users = names & {"it gains a user", "it moves"}
         if len(self.plan) == 1:
             names -= {*RIDDEN_OUT}
         if names <= {*GOING_ON}:
-            self.judgment.review_ridden_out(self.run)
+            self.judgment.review_no_failure(self.run, exceeds_limit=bool(more_users))
 
     def note_page(self, attempt: Attempt, params: Record) -> None:
         super().note_page(attempt, params)
@@ -209,8 +207,7 @@ class Trial(Year):
             self.request = request
         self.step(subject_of(request), "arrives")
 
-    def is_done(self, request: Request) -> None:
-        self.step(subject_of(request), "is done")
+    def refuse_500(self, request: Request) -> None:
         if request.sequence in self.done_500:
             raise _Refusal(50001)
 
@@ -247,14 +244,14 @@ class Trial(Year):
         if self.run.deaf and self.run.journal_breaks:
             self.run.dead = True  # it had nowhere to tell anything
 
-    # The misfortunes that take more than a line
+    # What the misfortunes do
 
     def activate(self, activated: bool | None) -> None:
         phone = self.people.change(self.phone_id, activated=activated)
         phone.limbo = False
         phone.activated = bool(activated)
 
-    def call(self, name: str) -> None:
+    def call_it(self, name: str) -> None:
         self.people.call(self.phone_id, name)
 
     def begin_again(self, tag: int) -> None:
@@ -273,6 +270,7 @@ class Trial(Year):
         self.carry_out(run)
 
     def set(self, **facts: Any) -> None:
+        assert facts.keys() <= vars(self.run).keys()
         vars(self.run).update(facts)
 
     def fail(self, kind: str, times: int | None = 1, **how: Any) -> None:
@@ -334,27 +332,25 @@ def subject_of(request: Request) -> str:
     return "page"
 
 
-# What can happen, and at which steps (a regular expression)
+# What can happen
 
 SEEN = "arrives|is asked"
-"""A run sees Duo only as a request arrives. How long before that something happened is
-all the same to it, unless a prompt was open."""
+"""A run sees Duo only as a request arrives. What happens at another step is to it as if
+it had happened just before, unless a prompt was open."""
 ARRIVES = "arrives"
 WRITE = "ed [0-9]+ arrives"
 JOURNAL = "to the journal"
 BETWEEN = "is answered|to stdout"
 """Before each line of the journal, at which nobody looks meanwhile."""
 EVERYWHERE = "begins|arrives|is answered|to |is asked"
-"""But "is done": between "arrives" and that, the program only waits, so that one of the
-two is enough."""
 
-OF_A_PHONE: dict[str, tuple[str, Deed]] = {
+OF_A_PHONE: dict[str, Misfortune] = {
     "it is activated": (SEEN, lambda its: its.activate(True)),
     "activated is null": (SEEN, lambda its: its.activate(None)),
     "it is used": (SEEN, lambda its: its.people.use(its.phone_id)),
-    "it is called spare": (SEEN, lambda its: its.call("spare")),
-    "it is called 1201234567": (SEEN, lambda its: its.call("1201234567")),
-    "it is called 2125551234": (SEEN, lambda its: its.call("2125551234")),
+    "it is called spare": (SEEN, lambda its: its.call_it("spare")),
+    "it is called 1201234567": (SEEN, lambda its: its.call_it("1201234567")),
+    "it is called 2125551234": (SEEN, lambda its: its.call_it("2125551234")),
     "its name is blanked": (SEEN, lambda its: its.people.unname(its.phone_id)),
     "it is deleted": (SEEN, lambda its: its.people.remove(its.phone_id)),
     "it gains a user": (SEEN, lambda its: its.share("bob")),
@@ -363,7 +359,7 @@ OF_A_PHONE: dict[str, tuple[str, Deed]] = {
     "it begins again": (SEEN, lambda its: its.begin_again(TAG + 30)),
     "it began again": (SEEN, lambda its: its.begin_again(TAG - 30)),
 }
-GOING_ON: dict[str, tuple[str, Deed]] = {
+GOING_ON: dict[str, Misfortune] = {
     **OF_A_PHONE,
     "another run": (SEEN, Trial.run_another),
     "a late write arrives": (SEEN, Trial.arrive),
@@ -371,7 +367,7 @@ GOING_ON: dict[str, tuple[str, Deed]] = {
     "the journal is torn": (BETWEEN, Trial.tear_journal),
 }
 """After these, something else may happen at the same step. They are no failure."""
-RIDDEN_OUT: dict[str, tuple[str, Deed]] = {
+RIDDEN_OUT: dict[str, Misfortune] = {
     "429": (ARRIVES, lambda its: its.fail("status", status=429)),
     "500": (ARRIVES, lambda its: its.fail("status", status=500)),
     "lost": (ARRIVES, lambda its: its.fail("reset_before")),
@@ -390,7 +386,7 @@ RIDDEN_OUT: dict[str, tuple[str, Deed]] = {
     "killed": (EVERYWHERE, Trial.kill),
 }
 """These are no failure, either, where they come alone."""
-MISFORTUNES: dict[str, tuple[str, Deed]] = {
+MISFORTUNES: dict[str, Misfortune] = {
     **GOING_ON,
     **RIDDEN_OUT,
     "400": (ARRIVES, lambda its: its.fail("status", status=400)),
@@ -451,11 +447,11 @@ def possible(label: str, has_phone: bool, has_late: bool) -> list[str]:
     return names
 
 
-def explore_pairs(start: tuple[str, Plan]) -> tuple[int, list[str]]:
-    """Play all pairs that begin so; return how many, and the broken promises."""
+def explore_pairs(start: tuple[str, Plan]) -> list[str]:
+    """Play all pairs that begin so; return of each what is broken, or ""."""
     with Stage() as stage:
-        broken = [trial.broken for trial in explore(stage, start[0], 2, start[1])]
-    return max(0, len(broken) - 1), [line for line in broken if line]
+        _, *pairs = explore(stage, start[0], 2, start[1])
+    return [trial.broken for trial in pairs]
 
 
 def play(line: str) -> Trial:
@@ -472,6 +468,9 @@ def main() -> int:
     """Try all, alone and in pairs, or what a line is about."""
     if sys.argv[1:]:
         trial = play(sys.argv[1])
+        if trial.happened < len(trial.plan):
+            print("It did not happen.")
+            return 1
         print(*trial.story, trial.broken or "All promises kept.", sep="\n")
         return int(bool(trial.broken))
     began = time.monotonic()
@@ -481,14 +480,16 @@ def main() -> int:
     with multiprocessing.Pool(2) as pool:
         for case in CASES:
             with Stage() as stage:
-                [trial] = explore(stage, case, 0)
-            starts = [(case, (what,)) for what in further(trial)]
-            singles += len(starts)
-            for number, lines in pool.imap_unordered(explore_pairs, starts):
-                pairs += number
-                broken += len(lines)
-                for line in lines:
-                    print(line)
+                trials = [*explore(stage, case, 1)]
+            lines = [trial.broken for trial in trials]
+            singles += len(lines)
+            starts = [(case, trial.plan) for trial in trials if trial.plan]
+            for more in pool.imap_unordered(explore_pairs, starts):
+                lines += more
+                pairs += len(more)
+            for line in filter(None, lines):
+                print(line)
+                broken += 1
             print(f"{case}: up to here {singles} alone, {pairs} pairs", flush=True)
     print(f"{broken} broken; {time.monotonic() - began:.0f} s")
     return int(bool(broken))
