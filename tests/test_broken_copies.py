@@ -19,6 +19,8 @@ from tests.simulation.stage import Stage
 from tests.simulation.steps import OUTAGE, explore, play
 from tests.simulation.year import live
 
+pytestmark = pytest.mark.usefixtures("_not_traced")
+
 DELETE = "delete own all force"
 DELETE_SHARED = "delete shared all force"
 STAMP = "stamp own all force"

@@ -7,6 +7,8 @@ import pytest
 from tests.simulation.stage import Stage
 from tests.simulation.steps import CASES, MISFORTUNES, explore, further
 
+pytestmark = pytest.mark.usefixtures("_not_traced")
+
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_misfortune_at_every_step(case: str) -> None:

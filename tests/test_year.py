@@ -9,7 +9,7 @@ from tests.simulation.year import ZONES, live
 # A run that dies leaves its connections open.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-    pytest.mark.usefixtures("_garbage_collected"),
+    pytest.mark.usefixtures("_garbage_collected", "_not_traced"),
 ]
 
 
